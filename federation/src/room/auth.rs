@@ -1,0 +1,117 @@
+//! The authorisation rules: may this event be in this room?
+//!
+//! The rules themselves are ruma's; this module selects what they read and names the outcome.
+//! Spec: room versions, "Authorization rules"; server-server API, "Auth events selection".
+
+use std::sync::Arc;
+
+use ruma::{
+    EventId, OwnedEventId,
+    events::StateEventType,
+    room_version_rules::{AuthorizationRules, RoomVersionRules},
+    state_res::{
+        auth_types_for_event, check_state_dependent_auth_rules, check_state_independent_auth_rules,
+    },
+};
+
+use super::StateMap;
+use crate::event::{Draft, Pdu};
+
+/// Why the authorisation rules do not allow an event.
+#[derive(Debug, thiserror::Error)]
+#[error("{rule}")]
+pub struct AuthRejection {
+    /// The rule that failed, in words that may be shown to the sender.
+    pub rule: String,
+}
+
+impl From<String> for AuthRejection {
+    fn from(rule: String) -> Self {
+        Self { rule }
+    }
+}
+
+/// The state events that a draft must name as its `auth_events`.
+///
+/// The create event is left out where the room version implies it.
+///
+/// # Errors
+/// When the draft's content does not have the shape that the selection reads, such as an
+/// `m.room.member` event without a membership.
+pub fn select_auth_events(
+    draft: &Draft,
+    sender: &ruma::UserId,
+    state: &StateMap,
+    rules: &RoomVersionRules,
+) -> Result<Vec<OwnedEventId>, AuthRejection> {
+    let types = auth_types_for_event(
+        &draft.kind.as_str().into(),
+        sender,
+        draft.state_key.as_deref(),
+        &draft.content,
+        &rules.authorization,
+    )?;
+    Ok(types
+        .iter()
+        .filter(|(kind, _)| {
+            rules
+                .authorization
+                .room_create_event_id_as_room_id
+                .then_some(*kind != StateEventType::RoomCreate)
+                .unwrap_or(true)
+        })
+        .filter_map(|(kind, key)| state.get(&kind.to_string(), key).cloned())
+        .collect())
+}
+
+/// Check 4 on receipt: does the event pass by the auth events it names?
+///
+/// # Errors
+/// The rule that failed; the event is then *rejected* (stored, never shown, never built upon).
+pub fn allowed_by_auth_events(
+    pdu: &Pdu,
+    rules: &AuthorizationRules,
+    fetch_event: impl Fn(&EventId) -> Option<Arc<Pdu>>,
+) -> Result<(), AuthRejection> {
+    check_state_independent_auth_rules(rules, pdu, &fetch_event)?;
+    let auth_events: Vec<Arc<Pdu>> = pdu
+        .auth_events()
+        .iter()
+        .filter_map(|id| fetch_event(id))
+        .collect();
+    let create = rules
+        .room_create_event_id_as_room_id
+        .then(|| {
+            EventId::parse(format!(
+                "${}",
+                pdu.room_id().as_str().trim_start_matches('!')
+            ))
+            .ok()
+        })
+        .flatten()
+        .and_then(|id| fetch_event(&id));
+    check_state_dependent_auth_rules(rules, pdu, |kind, key| {
+        if *kind == StateEventType::RoomCreate && create.is_some() {
+            return create.clone();
+        }
+        auth_events
+            .iter()
+            .find(|event| event.is_state(&kind.to_string(), key))
+            .cloned()
+    })?;
+    Ok(())
+}
+
+/// Checks 5 and 6 on receipt, and the check of our own events: does it pass by this state?
+///
+/// # Errors
+/// The rule that failed. By the state before the event it is then *rejected*, by the current state
+/// of the room *soft-failed*; an event of our own is refused.
+pub fn allowed_by_state(
+    pdu: &Pdu,
+    rules: &AuthorizationRules,
+    fetch_state: impl Fn(&str, &str) -> Option<Arc<Pdu>>,
+) -> Result<(), AuthRejection> {
+    check_state_dependent_auth_rules(rules, pdu, |kind, key| fetch_state(&kind.to_string(), key))?;
+    Ok(())
+}
