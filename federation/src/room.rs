@@ -1,7 +1,11 @@
 //! An event in its room: state, authorisation, visibility.
 
 pub mod auth;
+mod power;
 mod state;
 pub mod visibility;
 
-pub use self::state::{StateChange, StateMap};
+pub use self::{
+    power::Powers,
+    state::{StateChange, StateMap},
+};

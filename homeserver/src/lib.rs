@@ -1,1 +1,19 @@
-//! Written next.
+//! The homeserver: everything with I/O, and the APIs.
+//!
+//! Reading order: [`server`] (how it is put together) → [`http`] (how a request becomes a call) →
+//! [`rooms`] (how a room changes) → [`sync`] (how clients learn of it) → [`api`] (every endpoint).
+
+pub mod account_data;
+pub mod accounts;
+pub mod api;
+pub mod appservices;
+pub mod config;
+pub mod ephemeral;
+pub mod error;
+pub mod http;
+pub mod receipts;
+pub mod rooms;
+pub mod seams;
+pub mod server;
+pub mod sync;
+pub mod tasks;

@@ -2,7 +2,7 @@
 //!
 //! Spec: client-server API, "Room history visibility".
 
-use std::{ops::Deref, sync::Arc};
+use std::ops::Deref;
 
 use ruma::{
     UserId,
@@ -13,7 +13,7 @@ use crate::event::Pdu;
 
 /// An event that a certain user may see. Replies to clients are only built from these.
 #[derive(Clone, Debug)]
-pub struct Visible<P = Arc<Pdu>>(P);
+pub struct Visible<P>(P);
 
 impl<P> Deref for Visible<P> {
     type Target = P;
@@ -53,36 +53,35 @@ impl Viewpoint {
 
 /// The event, if `viewer` may see it.
 ///
-/// `before` is the viewer's viewpoint by the state *before* the event, `after` the one by the
-/// state after it. They differ only for a change of the history visibility and for the viewer's
-/// own membership, where the more permissive of both counts: leaving a room, one sees oneself leave.
-pub fn look(
-    pdu: Arc<Pdu>,
+/// `pdu` is what `event` carries. `before` is the viewer's viewpoint by the state *before* the event,
+/// `after` the one by the state after it. They differ only for a change of the history visibility and
+/// for the viewer's own membership, where the more permissive of both counts: who leaves a room sees
+/// oneself leave.
+pub fn look<E>(
+    event: E,
+    pdu: &Pdu,
     viewer: &UserId,
     before: &Viewpoint,
     after: &Viewpoint,
-) -> Option<Visible> {
+) -> Option<Visible<E>> {
     use ruma::events::TimelineEventType as Kind;
-    let own_membership =
-        *pdu.kind() == Kind::RoomMember && pdu.state_key() == Some(viewer.as_str());
+    let own_membership = *pdu.kind() == Kind::RoomMember && pdu.state_key() == Some(viewer.as_str());
+    let was_there = matches!(
+        before.membership_at_event,
+        MembershipState::Join | MembershipState::Invite | MembershipState::Knock
+    );
     let visible = match pdu.kind() {
         // "The history visibility of the `m.room.history_visibility` event itself is the more
         // permissive of old and new."
         Kind::RoomHistoryVisibility => before.allows() || after.allows(),
-        _ if own_membership => {
-            before.allows()
-                || after.allows()
-                || before.membership_at_event == MembershipState::Join
-                || before.membership_at_event == MembershipState::Invite
-                || before.membership_at_event == MembershipState::Knock
-        }
+        _ if own_membership => before.allows() || after.allows() || was_there,
         _ => after.allows(),
     };
-    visible.then_some(Visible(pdu))
+    visible.then_some(Visible(event))
 }
 
 /// An event that its viewer has a right to for a reason outside the history visibility: it is part
 /// of the state of a room the viewer is in, or the viewer sent it just now.
-pub fn entitled(pdu: Arc<Pdu>) -> Visible {
-    Visible(pdu)
+pub fn entitled<E>(event: E) -> Visible<E> {
+    Visible(event)
 }

@@ -37,6 +37,7 @@ pub struct EntryIndex(usize);
 pub struct Commit {
     rows: Vec<PendingRow>,
     pub(crate) entries: Vec<PendingEntry>,
+    held: Vec<Arc<()>>,
 }
 
 #[derive(Debug)]
@@ -121,6 +122,19 @@ impl Commit {
         self.put_raw_at(entry, checked(table.keyspace(), key), json(value));
     }
 
+    /// Keeps `token` until the commit is published: who holds a weak reference can tell.
+    pub fn hold(&mut self, token: Arc<()>) {
+        self.held.push(token);
+    }
+
+    /// The block of state changes after an event of this commit.
+    pub fn head_block(&self, entry: EntryIndex) -> Option<crate::rooms::StateBlock> {
+        match self.entries.get(entry.0)? {
+            PendingEntry::Event(event) => Some(event.head.block.clone()),
+            PendingEntry::Change(_) => None,
+        }
+    }
+
     /// Adds everything of `other` behind this commit's own rows and entries.
     pub fn append(&mut self, other: Self) {
         let shift = self.entries.len();
@@ -130,6 +144,7 @@ impl Commit {
                 ..row
             }));
         self.entries.extend(other.entries);
+        self.held.extend(other.held);
     }
 }
 
@@ -190,6 +205,14 @@ impl Pending {
         Self(pending)
     }
 
+    /// Does not wait: for rows that something queued later will wait for.
+    pub(crate) fn forget(self) {}
+
+    /// As [`Pending::flushed`], blocking the thread.
+    pub(crate) fn flushed_blocking(self) -> Result<Committed, StoreError> {
+        self.0.blocking_recv().map_err(|_| StoreError::Closed)?
+    }
+
     /// Waits until the commit survives kill -9 and power loss.
     ///
     /// # Errors
@@ -234,14 +257,12 @@ impl Committer {
 
     /// Queues a commit from code that cannot wait for a place: the few rows of a new short number,
     /// of which each request makes a bounded number.
-    pub(crate) fn send_now(&self, commit: Commit) -> Result<(), StoreError> {
+    pub(crate) fn send_now(&self, commit: Commit) -> Result<Pending, StoreError> {
+        let (done, pending) = oneshot::channel();
         self.queue
-            .send(Job {
-                commit,
-                done: None,
-                _place: None,
-            })
-            .map_err(|_| StoreError::Closed)
+            .send(Job { commit, done: Some(done), _place: None })
+            .map_err(|_| StoreError::Closed)?;
+        Ok(Pending(pending))
     }
 }
 
@@ -270,13 +291,10 @@ pub(crate) fn write_group(inner: &Inner, jobs: impl Iterator<Item = Job>) {
     let mut batches: Vec<Vec<Row>> = Vec::new();
     let mut published: Vec<(Position, Written)> = Vec::new();
     let mut answers = Vec::new();
-    for Job {
-        commit,
-        done,
-        _place,
-    } in jobs
-    {
+    let mut held = Vec::new();
+    for Job { mut commit, done, _place } in jobs {
         let first = position + 1;
+        held.append(&mut commit.held);
         render(commit, &mut position, &mut rows, &mut published);
         if rows.len() >= BATCH_ROWS_MAX {
             batches.push(std::mem::take(&mut rows));
@@ -287,7 +305,7 @@ pub(crate) fn write_group(inner: &Inner, jobs: impl Iterator<Item = Job>) {
     batches.push(rows);
 
     // A cold read of a room must not see rows whose events are not published yet.
-    let _loading = inner.rooms.stop_loading();
+    let loading = inner.rooms.stop_loading();
     let outcome = batches
         .iter()
         .try_for_each(|batch| inner.kv.apply(batch))
@@ -309,7 +327,9 @@ pub(crate) fn write_group(inner: &Inner, jobs: impl Iterator<Item = Job>) {
                 }),
         );
     }
-    drop(_loading);
+    drop(loading);
+    // From here on, what was held back until the publication may go by the published rows.
+    drop(held);
     if outcome.is_ok() {
         inner.grew.notify_waiters();
     }

@@ -103,6 +103,8 @@ keyspaces! {
     REFRESH_TOKEN = 0x23;
     /// user, device, hash of a token → which table: what to delete with the device.
     DEVICE_TOKEN = 0x24;
+    /// hash of a token → hash of the refresh token that it makes useless once it is used.
+    SUPERSEDES = 0x2d;
     /// hash of a one-time login token → `LoginTokenRow`.
     LOGIN_TOKEN = 0x25;
     /// user → profile fields.

@@ -89,6 +89,11 @@ impl StoreError {
 pub(crate) type EventCache =
     Arc<quick_cache::sync::Cache<OwnedEventId, Arc<TimelineEvent>, WeighEvent>>;
 
+pub(crate) type StateCache = Arc<quick_cache::sync::Cache<(RoomNum, StateId), StateMap>>;
+
+/// How many states of rooms stay in memory; they share what did not change between them.
+const STATES_CACHED_MAX: usize = 512;
+
 #[derive(Clone, Debug)]
 pub(crate) struct WeighEvent;
 
@@ -105,7 +110,7 @@ pub(crate) struct Inner {
     grew: Notify,
     rooms: RoomCache,
     events: EventCache,
-    states: quick_cache::sync::Cache<(RoomNum, StateId), StateMap>,
+    states: StateCache,
     names: Names,
 }
 
@@ -194,13 +199,14 @@ impl Store {
             sizes.events_bytes,
             WeighEvent,
         ));
+        let states: StateCache = Arc::new(quick_cache::sync::Cache::new(STATES_CACHED_MAX));
         let inner = Arc::new(Inner {
             kv,
             tail: Tail::new(published),
             grew: Notify::new(),
-            rooms: RoomCache::new(sizes.rooms_bytes, events.clone()),
+            rooms: RoomCache::new(sizes.rooms_bytes, events.clone(), states.clone()),
             events,
-            states: quick_cache::sync::Cache::new(256),
+            states,
             names: Names {
                 users: quick_cache::sync::Cache::new(20_000),
                 user_ids: quick_cache::sync::Cache::new(20_000),
@@ -230,6 +236,17 @@ impl Store {
         match &self.committer {
             Some(committer) => committer.send(commit).await,
             None => Ok(Pending::done(commit::write_inline(&self.inner, commit))),
+        }
+    }
+
+    /// Writes a commit and blocks the thread until it is durable: for start-up only.
+    ///
+    /// # Errors
+    /// When the store cannot write any more.
+    pub fn commit_blocking(&self, commit: Commit) -> Result<Committed, StoreError> {
+        match &self.committer {
+            Some(committer) => committer.send_now(commit)?.flushed_blocking(),
+            None => commit::write_inline(&self.inner, commit),
         }
     }
 
@@ -518,7 +535,7 @@ impl Store {
     /// Queues a small commit ahead of whatever the caller commits next, without waiting.
     fn queue_now(&self, commit: Commit) -> Result<(), StoreError> {
         match &self.committer {
-            Some(committer) => committer.send_now(commit),
+            Some(committer) => committer.send_now(commit).map(Pending::forget),
             None => commit::write_inline(&self.inner, commit).map(drop),
         }
     }
@@ -541,7 +558,7 @@ fn last_number(kv: &dyn Kv, keyspace: Keyspace) -> Result<Option<u64>, KvError> 
 }
 
 /// The rules of a served room version, for as long as the process lives.
-pub(crate) fn static_rules(version: &RoomVersionId) -> Option<&'static RoomVersionRules> {
+pub fn rules_of(version: &RoomVersionId) -> Option<&'static RoomVersionRules> {
     static RULES: std::sync::LazyLock<Vec<(RoomVersionId, RoomVersionRules)>> =
         std::sync::LazyLock::new(|| {
             federation::event::SERVED_ROOM_VERSIONS

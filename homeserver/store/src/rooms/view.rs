@@ -295,6 +295,7 @@ impl RoomView {
 pub(crate) struct RoomCache {
     views: quick_cache::sync::Cache<RoomNum, Arc<RoomView>, Weigh>,
     events: crate::EventCache,
+    states: crate::StateCache,
     /// Held for reading while a room is loaded, for writing while a group is written.
     loading: RwLock<()>,
 }
@@ -310,10 +311,11 @@ impl quick_cache::Weighter<RoomNum, Arc<RoomView>> for Weigh {
 }
 
 impl RoomCache {
-    pub(crate) fn new(bytes_max: u64, events: crate::EventCache) -> Self {
+    pub(crate) fn new(bytes_max: u64, events: crate::EventCache, states: crate::StateCache) -> Self {
         Self {
             views: quick_cache::sync::Cache::with_weighter(1_024, bytes_max, Weigh),
             events,
+            states,
             loading: RwLock::default(),
         }
     }
@@ -337,6 +339,9 @@ impl RoomCache {
             self.events
                 .insert(event.pdu.event_id().to_owned(), event.clone());
         }
+        if event.changes_state() {
+            self.states.insert((event.room, event.state_after), head.state.clone());
+        }
         let view = match self.views.get(&event.room) {
             Some(view) => {
                 let mut view = RoomView::clone(&view);
@@ -345,7 +350,7 @@ impl RoomCache {
             }
             // A new room: its view begins with its create event.
             None if event.state_before == StateId(0) => {
-                let Some(rules) = crate::static_rules(&head.version) else {
+                let Some(rules) = crate::rules_of(&head.version) else {
                     return;
                 };
                 RoomView {
@@ -396,7 +401,7 @@ impl Store {
         let Some((_, row)) = self.room_row(room)? else {
             return Ok(None);
         };
-        Ok(crate::static_rules(&row.version))
+        Ok(crate::rules_of(&row.version))
     }
 
     fn room_row(&self, room: RoomNum) -> Result<Option<(Position, RoomRow)>, StoreError> {
@@ -416,7 +421,7 @@ impl Store {
             return Ok(None);
         };
         let corrupt = || StoreError::corrupt(Keyspace::ROOM, &room.0.to_be_bytes());
-        let rules = crate::static_rules(&row.version).ok_or_else(corrupt)?;
+        let rules = crate::rules_of(&row.version).ok_or_else(corrupt)?;
         let room_id = self.room_id(room)?.ok_or_else(corrupt)?;
         let mut members = OrdMap::new();
         let (mut joined_count, mut invited_count) = (0, 0);

@@ -1,0 +1,188 @@
+//! Account data: what clients keep on the server for their user, and what of it the server heeds.
+//!
+//! Spec: client-server API, "Client Config", "Ignoring Users", "Invite permissions".
+
+use http::StatusCode;
+use ruma::{UserId, events::ignored_user_list::IgnoredUserListEventContent};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, value::RawValue};
+use store::{
+    Commit, Store, StoreError,
+    keys::{Keyspace, Packed, Position, RoomNum, Unpack, UserNum},
+    kv::Direction,
+    log::Change,
+};
+
+use crate::{
+    error::{ApiError, ApiResult},
+    server::App,
+};
+
+/// Account data with the position at which it was set.
+#[derive(Debug)]
+pub struct AccountData {
+    /// The room, for what belongs to one.
+    pub room: Option<RoomNum>,
+    /// The type.
+    pub kind: String,
+    /// The content; `None` for what was deleted.
+    pub content: Box<RawValue>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Row {
+    content: Box<RawValue>,
+}
+
+fn key(user: UserNum, room: Option<RoomNum>, kind: &str) -> Packed {
+    Packed::key(Keyspace::ACCOUNT_DATA).user(user).u64(room.map_or(0, |room| room.0)).text(kind)
+}
+
+fn change_key(user: UserNum) -> Packed {
+    Packed::key(Keyspace::ACCOUNT_DATA_CHANGE).user(user)
+}
+
+/// One piece of account data; `None` when it was never set, or deleted.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn get(
+    store: &Store,
+    user: UserNum,
+    room: Option<RoomNum>,
+    kind: &str,
+) -> Result<Option<Box<RawValue>>, StoreError> {
+    Ok(get_row(store, user, room, kind)?.map(|(_, content)| content))
+}
+
+/// One piece of account data as `T`; `None` also when it has another shape.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn get_as<T: serde::de::DeserializeOwned>(
+    store: &Store,
+    user: UserNum,
+    room: Option<RoomNum>,
+    kind: &str,
+) -> Result<Option<T>, StoreError> {
+    Ok(get(store, user, room, kind)?.and_then(|content| serde_json::from_str(content.get()).ok()))
+}
+
+fn get_row(
+    store: &Store,
+    user: UserNum,
+    room: Option<RoomNum>,
+    kind: &str,
+) -> Result<Option<(Position, Box<RawValue>)>, StoreError> {
+    let Some(value) = store.get_raw(key(user, room, kind))? else { return Ok(None) };
+    let mut parts = Unpack(&value);
+    let Some(position) = parts.position() else { return Ok(None) };
+    let row: Option<Row> = serde_json::from_slice(parts.0).ok();
+    Ok(row.map(|row| (position, row.content)))
+}
+
+/// Sets a piece of account data. An empty object is what remains of a deleted one (MSC3391).
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn put(
+    store: &Store,
+    commit: &mut Commit,
+    user: UserNum,
+    room: Option<RoomNum>,
+    kind: &str,
+    content: &RawValue,
+) -> Result<(), StoreError> {
+    if let Some((position, _)) = get_row(store, user, room, kind)? {
+        let order = i64::try_from(position).unwrap_or(i64::MAX);
+        commit.delete(change_key(user).i64(order));
+    }
+    let entry = commit.log(Change::AccountData { user, room });
+    let row = serde_json::to_vec(&Row { content: content.to_owned() })
+        .expect("raw JSON always serialises");
+    commit.put_raw_at(entry, key(user, room, kind), Packed::new().position().raw(&row));
+    let changed = Packed::new().u64(room.map_or(0, |room| room.0)).text(kind);
+    commit.put_raw_at(entry, change_key(user).position(), changed);
+    Ok(())
+}
+
+/// What changed for a user in `since < position <= until`, each piece once.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn changed(
+    store: &Store,
+    user: UserNum,
+    since: Position,
+    until: Position,
+) -> Result<Vec<AccountData>, StoreError> {
+    let bound = |position: Position| {
+        change_key(user).i64(i64::try_from(position).unwrap_or(i64::MAX)).into_bytes()
+    };
+    let mut named = Vec::new();
+    store.visit_range(&bound(since + 1), &bound(until + 1), Direction::Ascending, |_, value| {
+        let mut parts = Unpack(value);
+        named.extend(parts.u64().zip(parts.text()));
+        Ok(true)
+    })?;
+    let mut out = Vec::new();
+    for (room, kind) in named {
+        let room = (room != 0).then_some(RoomNum(room));
+        if let Some(content) = get(store, user, room, &kind)? {
+            out.push(AccountData { room, kind, content });
+        }
+    }
+    Ok(out)
+}
+
+/// All account data of a user that is not deleted: global and of every room.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn all(store: &Store, user: UserNum) -> Result<Vec<AccountData>, StoreError> {
+    let mut out = Vec::new();
+    store.visit(&Packed::key(Keyspace::ACCOUNT_DATA).user(user), Direction::Ascending, |key, value| {
+        let mut parts = Unpack::key(key);
+        let named = parts.user().and_then(|_| parts.u64()).zip(parts.text());
+        let mut value = Unpack(value);
+        let row: Option<Row> = value.position().and_then(|_| serde_json::from_slice(value.0).ok());
+        if let (Some((room, kind)), Some(row)) = (named, row)
+            && row.content.get() != "{}"
+        {
+            let room = (room != 0).then_some(RoomNum(room));
+            out.push(AccountData { room, kind, content: row.content });
+        }
+        Ok(true)
+    })?;
+    Ok(out)
+}
+
+/// Whether `user` ignores `sender`. Spec: client-server API, "Ignoring Users".
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn ignored_by(store: &Store, user: UserNum) -> Result<Vec<ruma::OwnedUserId>, StoreError> {
+    let list: Option<IgnoredUserListEventContent> = get_as(store, user, None, "m.ignored_user_list")?;
+    Ok(list.map(|list| list.ignored_users.into_keys().collect()).unwrap_or_default())
+}
+
+/// That `target`, if local, takes invites from `sender`.
+///
+/// # Errors
+/// `M_INVITE_BLOCKED`. Spec: client-server API, "Invite permissions".
+pub fn check_invite_allowed(app: &App, sender: &UserId, target: &UserId) -> ApiResult<()> {
+    let blocked = || {
+        ApiError::new(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", "the user does not take invites")
+    };
+    let Some(user) = app.store.find_user(target)?.filter(|_| app.is_local(target)) else { return Ok(()) };
+    if sender == target {
+        return Ok(());
+    }
+    let config: Option<Map<String, Value>> =
+        get_as(&app.store, user, None, "m.invite_permission_config")?;
+    let action = config.as_ref().and_then(|config| config.get("default_action")).and_then(Value::as_str);
+    if action == Some("block") {
+        return Err(blocked());
+    }
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! The client-server API, by chapter.
+
+mod account;
+mod discovery;
+mod events;
+mod login;
+mod membership;
+mod register;
+mod rooms;
+mod sync;
+pub mod uia;
+
+use crate::http::Routes;
+
+/// Adds the routes of every chapter.
+pub fn routes(routes: &mut Routes) {
+    account::routes(routes);
+    discovery::routes(routes);
+    events::routes(routes);
+    login::routes(routes);
+    membership::routes(routes);
+    register::routes(routes);
+    rooms::routes(routes);
+    sync::routes(routes);
+}

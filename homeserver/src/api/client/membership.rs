@@ -1,0 +1,171 @@
+//! Joining, leaving, inviting, kicking, banning, forgetting.
+//!
+//! Spec: client-server API, "Room membership".
+
+use http::{Method, StatusCode};
+use ruma::{
+    OwnedRoomId, RoomAliasId, RoomId, UserId,
+    api::client::membership::{
+        ban_user, forget_room, joined_rooms, kick_user, leave_room, unban_user,
+    },
+};
+use serde_json::{Map, Value, json};
+use store::{
+    Commit,
+    keys::{Keyspace, Packed},
+    log,
+    rooms::Membership,
+};
+
+use crate::{
+    error::{ApiError, ApiResult},
+    http::{Caller, Guest, RawRequest, Routes, limits::Doing},
+    rooms::{
+        aliases,
+        members::{self, Change, To},
+    },
+    server::App,
+};
+
+pub(super) fn routes(routes: &mut Routes) {
+    for prefix in ["/_matrix/client/r0", "/_matrix/client/v3"] {
+        routes.raw(Method::POST, &format!("{prefix}/join/{{room_id_or_alias}}"), join);
+        routes.raw(Method::POST, &format!("{prefix}/rooms/{{room_id}}/join"), join);
+        routes.raw(Method::POST, &format!("{prefix}/rooms/{{room_id}}/invite"), invite);
+    }
+    routes.raw(Method::POST, "/_matrix/client/v3/knock/{room_id_or_alias}", knock);
+    routes.add(leave);
+    routes.add(kick);
+    routes.add(ban);
+    routes.add(unban);
+    routes.add(forget);
+    routes.add(joined);
+}
+
+/// The room that a client means by an ID or an alias.
+///
+/// # Errors
+/// `M_NOT_FOUND` when the alias leads nowhere, `M_INVALID_PARAM` when it is neither.
+pub(super) fn room_meant(app: &App, text: &str) -> ApiResult<OwnedRoomId> {
+    if let Ok(room_id) = RoomId::parse(text) {
+        return Ok(room_id);
+    }
+    let alias = RoomAliasId::parse(text)
+        .map_err(|_| ApiError::invalid_param("this is neither a room ID nor an alias"))?;
+    let row = aliases::find(&app.store, &alias)?;
+    let room_id = row.map(|row| app.store.room_id(row.room)).transpose()?.flatten();
+    room_id.ok_or_else(|| ApiError::not_found("there is no such alias"))
+}
+
+async fn join(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
+    caller.limit(&app, Doing::Join)?;
+    caller.must_not_be_suspended()?;
+    let room_id = room_meant(&app, request.arg(0))?;
+    let mut extra: Map<String, Value> = request.json()?;
+    extra.remove("third_party_signed");
+    let change = with_reason(Change::plain(caller.user_id.clone(), To::Join), extra);
+    members::change(&app, &caller, &room_id, change).await?;
+    Ok(json!({ "room_id": room_id }))
+}
+
+fn with_reason(mut change: Change, mut extra: Map<String, Value>) -> Change {
+    change.reason = extra.remove("reason").and_then(|reason| reason.as_str().map(str::to_owned));
+    change.extra = extra;
+    change
+}
+
+async fn knock(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
+    caller.limit(&app, Doing::Join)?;
+    caller.must_not_be_suspended()?;
+    let room_id = room_meant(&app, request.arg(0))?;
+    let mut body: Map<String, Value> = request.json()?;
+    body.retain(|key, _| key == "reason");
+    let change = with_reason(Change::plain(caller.user_id.clone(), To::Knock), body);
+    members::change(&app, &caller, &room_id, change).await?;
+    Ok(json!({ "room_id": room_id }))
+}
+
+async fn invite(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
+    caller.limit(&app, Doing::Invite)?;
+    caller.must_not_be_suspended()?;
+    let room_id = RoomId::parse(request.arg(0)).map_err(|_| ApiError::invalid_param("not a room ID"))?;
+    let body: Map<String, Value> = request.json()?;
+    let user_id = body
+        .get("user_id")
+        .ok_or_else(|| ApiError::missing_param("`user_id` is missing"))?
+        .as_str()
+        .ok_or_else(|| ApiError::bad_json("`user_id` is not a string"))?;
+    let target = UserId::parse(user_id).map_err(|_| ApiError::invalid_param("not a user ID"))?;
+    let mut change = Change::plain(target, To::Invite);
+    change.reason = body.get("reason").and_then(Value::as_str).map(str::to_owned);
+    members::change(&app, &caller, &room_id, change).await.map_err(not_in_room)?;
+    Ok(json!({}))
+}
+
+async fn leave(app: App, Guest(caller): Guest, request: leave_room::v3::Request) -> ApiResult<leave_room::v3::Response> {
+    let mut change = Change::plain(caller.user_id.clone(), To::Leave);
+    change.reason = request.reason;
+    members::change(&app, &caller, &request.room_id, change).await?;
+    Ok(leave_room::v3::Response::new())
+}
+
+async fn kick(app: App, caller: Caller, request: kick_user::v3::Request) -> ApiResult<kick_user::v3::Response> {
+    caller.must_not_be_suspended()?;
+    let mut change = Change::plain(request.user_id, To::Kick);
+    change.reason = request.reason;
+    members::change(&app, &caller, &request.room_id, change).await.map_err(not_in_room)?;
+    Ok(kick_user::v3::Response::new())
+}
+
+async fn ban(app: App, caller: Caller, request: ban_user::v3::Request) -> ApiResult<ban_user::v3::Response> {
+    caller.must_not_be_suspended()?;
+    let mut change = Change::plain(request.user_id, To::Ban);
+    change.reason = request.reason;
+    members::change(&app, &caller, &request.room_id, change).await.map_err(not_in_room)?;
+    Ok(ban_user::v3::Response::new())
+}
+
+async fn unban(app: App, caller: Caller, request: unban_user::v3::Request) -> ApiResult<unban_user::v3::Response> {
+    caller.must_not_be_suspended()?;
+    let mut change = Change::plain(request.user_id, To::Unban);
+    change.reason = request.reason;
+    members::change(&app, &caller, &request.room_id, change).await.map_err(not_in_room)?;
+    Ok(unban_user::v3::Response::new())
+}
+
+/// A room that is not known is a room that one is not in.
+fn not_in_room(error: ApiError) -> ApiError {
+    if error.status == StatusCode::NOT_FOUND {
+        return ApiError::forbidden("you are not in this room, or it does not exist");
+    }
+    error
+}
+
+async fn forget(app: App, Guest(caller): Guest, request: forget_room::v3::Request) -> ApiResult<forget_room::v3::Response> {
+    let room = app.store.find_room(&request.room_id)?;
+    let row = room.map(|room| app.store.user_room(caller.user, room)).transpose()?.flatten();
+    let (Some(room), Some(mut row)) = (room, row) else {
+        return Err(ApiError::not_found("you were never in this room"));
+    };
+    if !matches!(row.membership, Membership::Leave | Membership::Ban) {
+        return Err(ApiError::unknown("leave the room before you forget it"));
+    }
+    if !row.forgotten {
+        row.forgotten = true;
+        let mut commit = Commit::new();
+        commit.put_raw(Packed::key(Keyspace::USER_ROOM).user(caller.user).room(room), row.pack());
+        commit.log(log::Change::Forgot { user: caller.user });
+        app.store.commit(commit).await?;
+    }
+    Ok(forget_room::v3::Response::new())
+}
+
+async fn joined(app: App, Guest(caller): Guest, _: joined_rooms::v3::Request) -> ApiResult<joined_rooms::v3::Response> {
+    let mut rooms = Vec::new();
+    for (room, row) in app.store.user_rooms(caller.user)? {
+        if row.membership == Membership::Join {
+            rooms.extend(app.store.room_id(room)?);
+        }
+    }
+    Ok(joined_rooms::v3::Response::new(rooms))
+}

@@ -1,0 +1,131 @@
+//! Registration.
+//!
+//! Spec: client-server API, "Account registration".
+
+use http::{Method, StatusCode};
+use ruma::{
+    OwnedDeviceId,
+    api::client::account::{
+        check_registration_token_validity, get_username_availability,
+        register::{self, LoginType, RegistrationKind},
+    },
+};
+
+use super::{login, uia};
+use crate::{
+    accounts::registration::{self, NewAccount},
+    config::{Mode, RegistrationMode},
+    error::{ApiError, ApiResult},
+    http::{Public, RawRequest, Routes, limits::Doing, routes::parse_typed},
+    server::App,
+};
+
+pub(super) fn routes(routes: &mut Routes) {
+    for path in ["/_matrix/client/r0/register", "/_matrix/client/v3/register"] {
+        routes.route(Method::POST, path, |app: App, public: Public, request: RawRequest| async move {
+            let response = register(&app, public, &request).await?;
+            Ok(crate::http::json_reply(StatusCode::OK, &response))
+        });
+    }
+    routes.add(available);
+    routes.add(token_validity);
+}
+
+async fn register(app: &App, Public(client): Public, request: &RawRequest) -> ApiResult<login::LoginReply> {
+    let typed: register::v3::Request = parse_typed(request)?;
+    app.limits.address(app, Doing::Register, client.0)?;
+    if typed.login_type == Some(LoginType::ApplicationService) {
+        return register_for_service(app, request, typed).await;
+    }
+    let guest = match typed.kind {
+        RegistrationKind::User => false,
+        RegistrationKind::Guest if app.config.registration.guests => true,
+        RegistrationKind::Guest => return Err(ApiError::guest_forbidden("guests may not register here")),
+        _ => return Err(ApiError::invalid_param("`kind` is `user` or `guest`")),
+    };
+    let user_id = match typed.username.as_deref().filter(|_| !guest) {
+        Some(name) => app.local_user_id(&name.to_lowercase())?,
+        None => app.local_user_id(&app.entropy.text(12).to_lowercase())?,
+    };
+    registration::check_name(app, &user_id, None)?;
+    let flow = flow(app, client.0)?;
+    if let Some(password) = &typed.password {
+        registration::check_password(app, password)?;
+    }
+    if !guest {
+        uia::authenticate(app, "register", &vec![flow.clone()], None, typed.auth.as_ref()).await?;
+    }
+    let token = match &typed.auth {
+        Some(ruma::api::client::uiaa::AuthData::RegistrationToken(auth)) => Some(auth.token.clone()),
+        _ => None,
+    };
+    if !guest && typed.password.is_none() {
+        return Err(ApiError::missing_param("`password` is missing"));
+    }
+    let new = NewAccount { password: typed.password.filter(|_| !guest), guest, token, ..NewAccount::default() };
+    let user = registration::register(app, &user_id, new).await?;
+    if typed.inhibit_login {
+        return Ok(login::LoginReply::without_session(app, user_id));
+    }
+    let device: Option<OwnedDeviceId> = typed.device_id.filter(|_| !guest);
+    login::start_session(app, user, user_id, device, typed.initial_device_display_name, typed.refresh_token).await
+}
+
+/// The stages that registration needs now, from this address.
+fn flow(app: &App, address: std::net::IpAddr) -> ApiResult<Vec<&'static str>> {
+    let closed = || ApiError::forbidden("registration is closed on this server");
+    match app.config.registration.mode {
+        RegistrationMode::Open => Ok(vec!["m.login.dummy"]),
+        RegistrationMode::OpenLoopback if address.is_loopback() => Ok(vec!["m.login.dummy"]),
+        RegistrationMode::OpenLoopback => Err(closed()),
+        RegistrationMode::Token => Ok(vec!["m.login.registration_token"]),
+        // The first admin registers with the token that was printed at the first start.
+        RegistrationMode::Closed if app.accounts.is_empty()? && app.config.mode == Mode::Production => {
+            Ok(vec!["m.login.registration_token"])
+        }
+        RegistrationMode::Closed => Err(closed()),
+    }
+}
+
+async fn register_for_service(
+    app: &App,
+    request: &RawRequest,
+    typed: register::v3::Request,
+) -> ApiResult<login::LoginReply> {
+    let token = crate::http::auth::token(app, &request.parts)?
+        .ok_or_else(|| ApiError::missing_token("no access token"))?;
+    let service = app.appservices.by_token(&token).ok_or_else(|| ApiError::unknown_token(false))?;
+    let name = typed.username.ok_or_else(|| ApiError::missing_param("`username` is missing"))?;
+    let user_id = app.local_user_id(&name)?;
+    registration::check_name(app, &user_id, Some(&service.id))?;
+    if !service.is_interested_in_user(&user_id) {
+        return Err(ApiError::exclusive("the user name is not in the application service's namespaces"));
+    }
+    let new = NewAccount { service: Some(service.id.clone()), ..NewAccount::default() };
+    let user = registration::register(app, &user_id, new).await?;
+    if typed.inhibit_login {
+        return Ok(login::LoginReply::without_session(app, user_id));
+    }
+    login::start_session(app, user, user_id, typed.device_id, typed.initial_device_display_name, typed.refresh_token).await
+}
+
+async fn available(
+    app: App,
+    Public(client): Public,
+    request: get_username_availability::v3::Request,
+) -> ApiResult<get_username_availability::v3::Response> {
+    app.limits.address(&app, Doing::Register, client.0)?;
+    let user_id = app.local_user_id(&request.username.to_lowercase())?;
+    registration::check_name(&app, &user_id, None)?;
+    Ok(get_username_availability::v3::Response::new(true))
+}
+
+async fn token_validity(
+    app: App,
+    Public(client): Public,
+    request: check_registration_token_validity::v1::Request,
+) -> ApiResult<check_registration_token_validity::v1::Response> {
+    app.limits.address(&app, Doing::Register, client.0)?;
+    let valid = registration::is_valid(&app, &request.token)?;
+    Ok(check_registration_token_validity::v1::Response::new(valid))
+}

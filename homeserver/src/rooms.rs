@@ -1,0 +1,14 @@
+//! Rooms: the one way to change them, and what is read of them.
+//!
+//! To change a room, take its [`Turn`], append events, finish. What follows from a change is a
+//! reader of the log, never one more call in here.
+
+pub mod aliases;
+pub mod create;
+pub mod members;
+pub mod read;
+pub mod relations;
+pub mod send;
+pub mod turn;
+
+pub use self::turn::{Rooms, Turn};

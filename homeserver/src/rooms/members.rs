@@ -1,0 +1,267 @@
+//! Membership: joining, leaving, inviting, knocking, kicking, banning.
+//!
+//! Spec: client-server API, "Room membership", "Restricted rooms", "Knocking on rooms".
+
+use std::collections::BTreeSet;
+
+use federation::event::Draft;
+use ruma::{
+    OwnedEventId, OwnedUserId, RoomId, UserId,
+    events::room::member::MembershipState,
+    room::{AllowRule, JoinRule},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use store::{
+    Commit,
+    keys::UserNum,
+    rooms::Membership,
+};
+
+use super::{Turn, turn::Append};
+use crate::{
+    error::{ApiError, ApiResult},
+    http::Caller,
+    server::App,
+};
+
+/// A change of somebody's membership, as a client asks for it.
+#[derive(Debug)]
+pub struct Change {
+    /// Whose membership.
+    pub target: OwnedUserId,
+    /// What it shall be.
+    pub to: To,
+    /// Why, for people.
+    pub reason: Option<String>,
+    /// Further keys of the event's content.
+    pub extra: Map<String, Value>,
+}
+
+/// What a client asks for. Several end in the same membership from different ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// Join.
+    Join,
+    /// Leave, refuse an invite, take back a knock.
+    Leave,
+    /// Invite somebody.
+    Invite,
+    /// Ask to be let in.
+    Knock,
+    /// Make somebody leave.
+    Kick,
+    /// Keep somebody out.
+    Ban,
+    /// No longer keep somebody out.
+    Unban,
+}
+
+impl Change {
+    /// A change without a reason.
+    pub fn plain(target: impl Into<OwnedUserId>, to: To) -> Self {
+        Self { target: target.into(), to, reason: None, extra: Map::new() }
+    }
+}
+
+impl To {
+    fn membership(self) -> MembershipState {
+        match self {
+            Self::Join => MembershipState::Join,
+            Self::Leave | Self::Kick | Self::Unban => MembershipState::Leave,
+            Self::Invite => MembershipState::Invite,
+            Self::Knock => MembershipState::Knock,
+            Self::Ban => MembershipState::Ban,
+        }
+    }
+}
+
+/// Changes a membership, and returns once the change is durable. `None`: it was so already.
+///
+/// # Errors
+/// `M_FORBIDDEN` when the room does not allow it, `M_NOT_FOUND` when the room is not known.
+pub async fn change(
+    app: &App,
+    caller: &Caller,
+    room_id: &RoomId,
+    change: Change,
+) -> ApiResult<Option<OwnedEventId>> {
+    let mut turn = app.rooms.turn(app, room_id).await?;
+    let mut commit = Commit::new();
+    let Some(event_id) = append(app, &mut turn, &mut commit, caller, change).await? else {
+        return Ok(None);
+    };
+    turn.finish(commit).await?.flushed().await?;
+    Ok(Some(event_id))
+}
+
+/// Adds a change of membership to a turn. `None`: it is so already.
+///
+/// # Errors
+/// As [`change`].
+pub async fn append(
+    app: &App,
+    turn: &mut Turn,
+    commit: &mut Commit,
+    caller: &Caller,
+    change: Change,
+) -> ApiResult<Option<OwnedEventId>> {
+    let target = &change.target;
+    let present = turn.membership(target)?;
+    match (change.to, present) {
+        (To::Join, Membership::Join) | (To::Knock, Membership::Knock) | (To::Ban, Membership::Ban) => {
+            return Ok(None);
+        }
+        (To::Leave, Membership::Leave) => {
+            let user = app.store.find_user(target)?;
+            let was_there = user.map(|user| app.store.user_room(user, turn.room)).transpose()?.flatten();
+            if was_there.is_some() {
+                return Ok(None);
+            }
+            return Err(ApiError::forbidden("you are not in this room"));
+        }
+        (To::Invite, Membership::Join) => {
+            return Err(ApiError::forbidden("the user is in the room already"));
+        }
+        (To::Kick, Membership::Leave | Membership::Ban) => {
+            return Err(ApiError::forbidden("the user is not in the room"));
+        }
+        (To::Unban, present) if present != Membership::Ban => {
+            return Err(ApiError::forbidden("the user is not banned from the room"));
+        }
+        _ => {}
+    }
+    let mut content = change.extra;
+    for key in ["membership", "reason", "join_authorised_via_users_server"] {
+        content.remove(key);
+    }
+    content.insert("membership".to_owned(), change.to.membership().to_string().into());
+    if let Some(reason) = change.reason {
+        content.insert("reason".to_owned(), reason.into());
+    }
+    if matches!(change.to, To::Join | To::Knock | To::Invite) {
+        add_profile(app, target, &mut content)?;
+    }
+    if change.to == To::Join && present != Membership::Invite {
+        let authoriser = authoriser(app, turn, target)?;
+        if let Some(authoriser) = authoriser {
+            content.insert("join_authorised_via_users_server".to_owned(), authoriser.to_string().into());
+        }
+    }
+    if change.to == To::Invite {
+        crate::account_data::check_invite_allowed(app, &caller.user_id, target)?;
+    }
+    let content = serde_json::value::to_raw_value(&content).map_err(|error| ApiError::internal(&error))?;
+    let append = Append {
+        sender: caller.user_id.clone(),
+        draft: Draft::state("m.room.member", change.target.as_str(), content),
+        origin_server_ts: app.clock.now(),
+        txn: None,
+    };
+    let pdu = turn.append(commit, append).await?;
+    Ok(Some(pdu.event_id().to_owned()))
+}
+
+/// A member event shows the profile of a local user as it is then.
+fn add_profile(app: &App, target: &UserId, content: &mut Map<String, Value>) -> ApiResult<()> {
+    if !app.is_local(target) {
+        return Ok(());
+    }
+    let Some(user) = app.store.find_user(target)? else { return Ok(()) };
+    let mut profile = app.accounts.profile(user)?;
+    for key in ["displayname", "avatar_url"] {
+        if let Some(value) = profile.remove(key) {
+            content.entry(key).or_insert(value);
+        }
+    }
+    Ok(())
+}
+
+/// Who of this server lets `target` into a restricted room, if that is what the join needs.
+///
+/// Spec: client-server API, "Restricted rooms": the target is joined to one of the rooms that the
+/// join rule names, and a joined local user has the power to invite.
+///
+/// # Errors
+/// `M_FORBIDDEN` when the target meets none of the conditions, `M_UNABLE_TO_GRANT_JOIN` when nobody
+/// here has the power to let them in.
+fn authoriser(app: &App, turn: &Turn, target: &UserId) -> ApiResult<Option<OwnedUserId>> {
+    let Some(rules) = turn.state_event("m.room.join_rules", "")? else { return Ok(None) };
+    let rule: Option<JoinRule> = rules.content_as();
+    let (Some(JoinRule::Restricted(restricted) | JoinRule::KnockRestricted(restricted)), true) =
+        (rule, turn.rules.authorization.restricted_join_rule)
+    else {
+        return Ok(None);
+    };
+    let user = app.store.find_user(target)?;
+    let allowed = restricted.allow.iter().any(|condition| match condition {
+        AllowRule::RoomMembership(room) => {
+            user.is_some_and(|user| is_joined(app, user, &room.room_id).unwrap_or(false))
+        }
+        _ => false,
+    });
+    if !allowed {
+        return Err(ApiError::forbidden(
+            "the room lets in members of certain other rooms, and you are in none of them",
+        ));
+    }
+    let powers = turn.powers()?;
+    let joined: BTreeSet<UserNum> = turn
+        .head
+        .members
+        .iter()
+        .filter_map(|(user, membership)| (*membership == Membership::Join).then_some(*user))
+        .collect();
+    for user in joined {
+        let user_id = app.store.user_id(user)?;
+        if app.is_local(&user_id) && powers.can_invite(&user_id) {
+            return Ok(Some(user_id));
+        }
+    }
+    Err(ApiError::new(
+        http::StatusCode::BAD_REQUEST,
+        "M_UNABLE_TO_GRANT_JOIN",
+        "nobody of this server has the power to let you in",
+    ))
+}
+
+/// Whether a user is joined to a room that this server is in.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn is_joined(app: &App, user: UserNum, room_id: &RoomId) -> ApiResult<bool> {
+    let Some(room) = app.store.find_room(room_id)? else { return Ok(false) };
+    let row = app.store.user_room(user, room)?;
+    Ok(row.is_some_and(|row| row.membership == Membership::Join))
+}
+
+/// The shape of `m.room.member` that this server reads.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MemberContent {
+    /// The membership.
+    pub membership: MembershipState,
+    /// The name shown in this room.
+    pub displayname: Option<String>,
+    /// The avatar shown in this room.
+    pub avatar_url: Option<String>,
+    /// Whether the invite is to a direct chat.
+    pub is_direct: Option<bool>,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+/// Whether two users are both joined to some room.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn share_a_room(app: &App, one: UserNum, other: UserNum) -> ApiResult<bool> {
+    for (room, row) in app.store.user_rooms(one)? {
+        if row.membership == Membership::Join
+            && let Some(view) = app.store.room(room)?
+            && view.head.membership(other) == Membership::Join
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

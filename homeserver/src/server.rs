@@ -1,0 +1,200 @@
+//! The server: everything built in order, started, and stopped in reverse.
+//!
+//! [`Server::start`] is the only constructor; `main` and tests differ in the [`Seams`] they hand in.
+
+use std::{ops::Deref, sync::Arc};
+
+use federation::event::ServerKey;
+use ruma::{OwnedUserId, RoomVersionId, ServerName, UserId};
+use store::{
+    CacheSizes, Commit, Store, StoreError,
+    keys::{Keyspace, Packed},
+    kv::Engine,
+};
+
+use crate::{
+    accounts::Accounts,
+    api::client::uia::UiaSessions,
+    appservices::Appservices,
+    config::Config,
+    ephemeral::{Moments, Typing},
+    error::{ApiError, ApiResult},
+    http::{limits::Limits, routes::Routes},
+    rooms::Rooms,
+    seams::Seams,
+    sync::Wakeups,
+    tasks::Tasks,
+};
+
+/// Everything that a handler may need. A clone is another handle of the same server.
+#[derive(Clone, Debug)]
+pub struct App(Arc<Parts>);
+
+/// The parts of a server, in the order they are built; none knows a later one.
+#[derive(Debug)]
+pub struct Parts {
+    /// The configuration.
+    pub config: Config,
+    /// Time and randomness.
+    pub seams: Seams,
+    /// Rows, commits, the log.
+    pub store: Store,
+    /// This server's name and signing key.
+    pub key: ServerKey,
+    /// Who has an account.
+    pub accounts: Accounts,
+    /// Who runs beside the server.
+    pub appservices: Appservices,
+    /// Open sessions of user-interactive authentication.
+    pub uia: UiaSessions,
+    /// Rate limits.
+    pub limits: Limits,
+    /// Rooms: sending, joining, creating.
+    pub rooms: Rooms,
+    /// Numbers for what is only in memory.
+    pub moments: Moments,
+    /// Who types where.
+    pub typing: Typing,
+    /// Who waits for what in `/sync`.
+    pub wakeups: Wakeups,
+    /// Everything that runs in the background.
+    pub tasks: Tasks,
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl Deref for Parts {
+    type Target = Seams;
+
+    fn deref(&self) -> &Seams {
+        &self.seams
+    }
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store did not open.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store belongs to a server of another name.
+    #[error(
+        "the data directory belongs to the server `{stored}`, the configuration says `{configured}`: \
+         a server cannot change its name"
+    )]
+    Name {
+        /// The name in the store.
+        stored: String,
+        /// The name in the configuration.
+        configured: String,
+    },
+    /// A part of the configuration that is only seen when it is used.
+    #[error("{0}")]
+    Config(String),
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    /// Its parts.
+    pub app: App,
+    /// What answers requests.
+    pub router: axum::Router,
+    /// What it answers.
+    pub routes: Vec<crate::http::routes::Route>,
+}
+
+impl Server {
+    /// Opens the store and starts everything but the listeners.
+    ///
+    /// # Errors
+    /// When the store does not open, or the configuration cannot be used.
+    pub fn start(config: Config, seams: Seams, engine: Engine) -> Result<Self, StartError> {
+        let sizes = CacheSizes::default();
+        let store = Store::open(engine, &config.data.directory, sizes)?;
+        let key = server_key(&config.server.name, &store, &seams)?;
+        let app = App(Arc::new(Parts {
+            accounts: Accounts::new(store.clone()),
+            appservices: Appservices::default(),
+            uia: UiaSessions::default(),
+            limits: Limits::default(),
+            rooms: Rooms::new(store.clone()),
+            moments: Moments::from(seams.clock.now_ms()),
+            typing: Typing::default(),
+            wakeups: Wakeups::default(),
+            tasks: Tasks::default(),
+            config,
+            seams,
+            store,
+            key,
+        }));
+        app.tasks.spawn("wakeups", crate::sync::wake(app.clone()));
+        let mut routes = Routes::new(app.clone());
+        crate::api::routes(&mut routes);
+        let list = routes.list();
+        let router = crate::http::listen::with_cors(routes.into_router());
+        Ok(Self { app, router, routes: list })
+    }
+
+    /// Stops everything that runs in the background and waits for it.
+    pub async fn stop(self) {
+        self.app.tasks.stop().await;
+    }
+}
+
+impl App {
+    /// This server's name.
+    pub fn server_name(&self) -> &ServerName {
+        self.key.server_name()
+    }
+
+    /// Whether a user has (or would have) an account here.
+    pub fn is_local(&self, user_id: &UserId) -> bool {
+        user_id.server_name() == self.server_name()
+    }
+
+    /// The ID of the local user with this localpart.
+    ///
+    /// # Errors
+    /// `M_INVALID_USERNAME` when there can be no such user.
+    pub fn local_user_id(&self, localpart: &str) -> ApiResult<OwnedUserId> {
+        UserId::parse(format!("@{localpart}:{}", self.server_name()))
+            .map_err(|_| ApiError::invalid_username("the user name cannot be part of a user ID"))
+    }
+
+    /// The version of a room whose creator names none.
+    pub fn default_room_version(&self) -> RoomVersionId {
+        self.config.rooms.default_version.clone()
+    }
+}
+
+/// The key in the store, made on the first start, after checking that the store is this server's.
+fn server_key(name: &ServerName, store: &Store, seams: &Seams) -> Result<ServerKey, StartError> {
+    let meta = |what: &str| Packed::key(Keyspace::META).text(what);
+    if let Some(stored) = store.get_raw(meta("server name"))? {
+        let stored = String::from_utf8_lossy(&stored).into_owned();
+        if stored != name.as_str() {
+            return Err(StartError::Name { stored, configured: name.to_string() });
+        }
+    }
+    let stored = store.get_raw(meta("signing key"))?;
+    let parsed = stored.as_deref().and_then(|bytes| {
+        let (seed, version) = bytes.split_first_chunk::<32>()?;
+        Some((*seed, String::from_utf8(version.to_vec()).ok()?))
+    });
+    if let Some((seed, version)) = parsed {
+        return Ok(ServerKey::from_seed(name.to_owned(), &seed, &version));
+    }
+    let (seed, version) = (seams.entropy.bytes(), format!("a_{}", seams.entropy.text(6)));
+    let mut commit = Commit::new();
+    commit.put_raw(meta("server name"), Packed::new().raw(name.as_bytes()));
+    commit.put_raw(meta("signing key"), Packed::new().raw(&seed).raw(version.as_bytes()));
+    store.commit_blocking(commit)?;
+    Ok(ServerKey::from_seed(name.to_owned(), &seed, &version))
+}

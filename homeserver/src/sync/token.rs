@@ -1,0 +1,96 @@
+//! Tokens: points in everything that a client can page through.
+//!
+//! `s{order}` is the point behind the event (and whatever else) at `order`; `s{order}_{moment}` says
+//! as well how much of what is only in memory its holder has seen. One form for `/sync`,
+//! `/messages`, `/relations` and all others, so that a client may use any where any is expected.
+
+use std::fmt;
+
+use store::keys::Position;
+
+use crate::{
+    ephemeral::Moment,
+    error::{ApiError, ApiResult},
+    server::App,
+};
+
+/// A point in the log, or in a room's backfilled history below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Everything up to here is before the point.
+    pub order: i64,
+    /// Every change in memory up to here is before the point.
+    pub moment: Moment,
+}
+
+impl Token {
+    /// The point behind a position and a moment.
+    pub fn new(position: Position, moment: Moment) -> Self {
+        Self { order: i64::try_from(position).unwrap_or(i64::MAX), moment }
+    }
+
+    /// The point behind the event at `order` of some timeline.
+    pub fn behind(order: i64) -> Self {
+        Self { order, moment: 0 }
+    }
+
+    /// The point before the event at `order` of some timeline.
+    pub fn before(order: i64) -> Self {
+        Self { order: order.saturating_sub(1), moment: 0 }
+    }
+
+    /// The position; 0 for a point in backfilled history.
+    pub fn position(self) -> Position {
+        u64::try_from(self.order).unwrap_or(0)
+    }
+
+    /// Reads a token.
+    ///
+    /// # Errors
+    /// `M_INVALID_PARAM` when it is none of this server's, or of a time that has not come yet.
+    pub fn parse(app: &App, text: &str) -> ApiResult<Self> {
+        let token = Self::read(text)
+            .ok_or_else(|| ApiError::invalid_param("the token is not one of this server"))?;
+        if token.position() > app.store.published() {
+            return Err(ApiError::invalid_param("the token is not one of this server"));
+        }
+        Ok(token)
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix('s')?;
+        let (order, moment) = match rest.split_once('_') {
+            Some((order, moment)) => (order.parse().ok()?, moment.parse().ok()?),
+            None => (rest.parse().ok()?, 0),
+        };
+        Some(Self { order, moment })
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.moment {
+            0 => write!(f, "s{}", self.order),
+            moment => write!(f, "s{}_{moment}", self.order),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_reads_back_as_what_was_written() {
+        for token in [Token::new(0, 0), Token::new(17, 1_234), Token::behind(-3), Token::before(i64::MIN)] {
+            assert_eq!(Token::read(&token.to_string()), Some(token));
+        }
+    }
+
+    #[test]
+    fn what_this_server_never_wrote_is_no_token() {
+        for text in ["", "s", "17", "t17", "s17_", "s_4", "s1_2_3", "s99999999999999999999", "s-", "sé"] {
+            assert_eq!(Token::read(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Where to look: what changed for a user since a point, without looking at all of their rooms.
+//!
+//! A device that keeps up is answered from the newest entries of the log, which are in memory. One
+//! that was away longer than they reach looks everywhere.
+
+use std::collections::BTreeSet;
+
+use store::{
+    keys::{Position, RoomNum, UserNum},
+    log::{Change, LogEntry},
+};
+
+use super::Token;
+use crate::{error::ApiResult, server::App};
+
+/// How many entries are read to find out; beyond that it is cheaper to look everywhere.
+const ENTRIES_MAX: usize = 4_096;
+
+/// What may have changed for a user.
+#[derive(Debug, Default)]
+pub struct Touched {
+    /// Rooms in which anything happened, whether the user is there or not; `None`: look everywhere.
+    pub rooms: Option<BTreeSet<RoomNum>>,
+    /// Users whose devices changed; only meaningful with `rooms`.
+    pub device_lists: BTreeSet<UserNum>,
+}
+
+impl Touched {
+    /// What may have changed between `since` and `until`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn between(app: &App, user: UserNum, since: Token, until: Position) -> ApiResult<Self> {
+        let from = since.position();
+        if until.saturating_sub(from) > ENTRIES_MAX as u64 {
+            return Ok(Self::default());
+        }
+        let entries = app.store.log(from, ENTRIES_MAX)?;
+        let mut rooms: BTreeSet<RoomNum> =
+            app.typing.rooms_changed_since(since.moment).into_iter().collect();
+        let mut device_lists = BTreeSet::new();
+        for (position, entry) in entries {
+            if position > until {
+                break;
+            }
+            match entry {
+                LogEntry::Event(event) => {
+                    rooms.insert(event.room);
+                }
+                LogEntry::Other(Change::Receipt { room, .. }) => {
+                    rooms.insert(room);
+                }
+                LogEntry::Other(Change::AccountData { user: whose, room: Some(room) }) if whose == user => {
+                    rooms.insert(room);
+                }
+                LogEntry::Other(Change::DeviceList { user }) => {
+                    device_lists.insert(user);
+                }
+                LogEntry::Other(_) => {}
+            }
+        }
+        Ok(Self { rooms: Some(rooms), device_lists })
+    }
+}

@@ -1,0 +1,421 @@
+//! `/sync`, the first of the two front ends.
+//!
+//! Spec: client-server API, "GET /_matrix/client/v3/sync".
+
+use std::{collections::BTreeMap, time::Duration};
+
+use ruma::OwnedRoomId;
+use serde::Serialize;
+use serde_json::{json, value::RawValue};
+use store::{
+    keys::{Position, RoomNum},
+    rooms::{Membership, MembershipRow},
+};
+
+use super::{
+    Token,
+    filter::Filter,
+    room::{self, Ask, Summary, Update},
+    touched::Touched,
+};
+use crate::{
+    account_data,
+    error::{ApiError, ApiResult},
+    http::Caller,
+    receipts::{self, Receipt},
+    rooms::read::{Format, Seen, Sight, client_event, client_event_alone, stripped_state},
+    server::App,
+};
+
+/// How many events of a room's timeline a client gets that names no number.
+const TIMELINE_DEFAULT: usize = 10;
+
+/// How many events of a room's timeline a client gets at most.
+const TIMELINE_MAX: usize = 100;
+
+/// How many receipts of a room a client gets at most when the room is new to it.
+const RECEIPTS_MAX: usize = 5_000;
+
+/// What a client asks of `/sync`.
+#[derive(Debug)]
+pub struct SyncRequest {
+    /// Where it is; nowhere without.
+    pub since: Option<Token>,
+    /// What it wants.
+    pub filter: Filter,
+    /// Whether it wants the whole state of each room.
+    pub full_state: bool,
+    /// Whether it wants the state after the timeline.
+    pub state_after: bool,
+    /// How long it waits for something to happen.
+    pub timeout: Duration,
+}
+
+/// What `/sync` answers.
+#[derive(Debug, Serialize)]
+pub struct SyncResponse {
+    next_batch: String,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    account_data: Events,
+    #[serde(skip_serializing_if = "Rooms::is_empty")]
+    rooms: Rooms,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Events {
+    events: Vec<Box<RawValue>>,
+}
+
+impl Events {
+    fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Rooms {
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    join: BTreeMap<OwnedRoomId, JoinedRoom>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    invite: BTreeMap<OwnedRoomId, Outside>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    knock: BTreeMap<OwnedRoomId, Outside>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    leave: BTreeMap<OwnedRoomId, JoinedRoom>,
+}
+
+impl Rooms {
+    fn is_empty(&self) -> bool {
+        self.join.is_empty() && self.invite.is_empty() && self.knock.is_empty() && self.leave.is_empty()
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Outside {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invite_state: Option<Events>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    knock_state: Option<Events>,
+}
+
+#[derive(Debug, Serialize)]
+struct JoinedRoom {
+    timeline: Timeline,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<Events>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_after: Option<Events>,
+    /// The same, by the name that clients still use (MSC4222).
+    #[serde(rename = "org.matrix.msc4222.state_after", skip_serializing_if = "Option::is_none")]
+    unstable_state_after: Option<Events>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    summary: Option<Summary>,
+    account_data: Events,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ephemeral: Option<Events>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Timeline {
+    events: Vec<Box<RawValue>>,
+    limited: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_batch: Option<String>,
+}
+
+/// Answers `/sync`: at once if there is something to tell, else when there is or the time is over.
+///
+/// # Errors
+/// When the store cannot be read.
+pub async fn sync(app: &App, caller: &Caller, request: &SyncRequest) -> ApiResult<SyncResponse> {
+    let longest = Duration::from_secs(app.config.limits.sync_wait_seconds_max);
+    let deadline = app.clock.instant() + request.timeout.min(longest);
+    let waiting = app.wakeups.wait(caller.user);
+    loop {
+        let notified = waiting.notified();
+        tokio::pin!(notified);
+        notified.as_mut().enable();
+        let answer = Syncing::new(app, caller, request)?.answer()?;
+        let tells = !answer.account_data.is_empty() || !answer.rooms.is_empty();
+        if tells || request.since.is_none() || request.full_state || app.tasks.is_stopping() {
+            return Ok(answer);
+        }
+        tokio::select! {
+            biased;
+            () = &mut notified => {}
+            () = app.tasks.stopping() => return Ok(answer),
+            () = tokio::time::sleep_until(deadline) => return Ok(answer),
+        }
+    }
+}
+
+/// One look at everything, from a pinned position.
+struct Syncing<'a> {
+    app: &'a App,
+    caller: &'a Caller,
+    request: &'a SyncRequest,
+    until: Position,
+    next_batch: Token,
+    format: Format<'a>,
+    ignored: Vec<ruma::OwnedUserId>,
+}
+
+impl<'a> Syncing<'a> {
+    fn new(app: &'a App, caller: &'a Caller, request: &'a SyncRequest) -> ApiResult<Self> {
+        let moment = app.moments.last();
+        let until = app.store.published();
+        let format = Format {
+            with_room_id: false,
+            reader: (caller.user, caller.device.as_deref()),
+            now_ms: app.clock.now_ms(),
+        };
+        let ignored = account_data::ignored_by(&app.store, caller.user)?;
+        Ok(Self { app, caller, request, until, next_batch: Token::new(until, moment), format, ignored })
+    }
+
+    fn since(&self) -> Option<Position> {
+        self.request.since.map(Token::position)
+    }
+
+    fn answer(&self) -> ApiResult<SyncResponse> {
+        let touched = match self.request.since {
+            Some(since) if !self.request.full_state => {
+                Touched::between(self.app, self.caller.user, since, self.until)?
+            }
+            _ => Touched::default(),
+        };
+        let (account_data, mut of_rooms) = self.account_data()?;
+        let mut rooms = Rooms::default();
+        for (room, row) in self.candidates(&touched)? {
+            let Some(view) = self.app.store.room(room)? else { continue };
+            if !self.request.filter.room.wants_room(&view.room_id) {
+                continue;
+            }
+            let room_id = view.room_id.clone();
+            let sight = Sight {
+                view,
+                viewer: crate::rooms::read::Viewer {
+                    user: self.caller.user,
+                    user_id: self.caller.user_id.clone(),
+                    row: Some(row.clone()),
+                },
+            };
+            let changed = self.since().is_none_or(|since| row.position > since);
+            match row.membership {
+                Membership::Join => {
+                    let account_data = of_rooms.remove(&room).unwrap_or_default();
+                    if let Some(joined) = self.joined(&sight, &row, account_data)? {
+                        rooms.join.insert(room_id, joined);
+                    }
+                }
+                Membership::Invite | Membership::Knock if changed || self.request.full_state => {
+                    self.outside(&mut rooms, &sight, &row)?;
+                }
+                Membership::Leave | Membership::Ban => {
+                    if let Some(left) = self.left(&sight, &row, changed)? {
+                        rooms.leave.insert(room_id, left);
+                    }
+                }
+                Membership::Invite | Membership::Knock => {}
+            }
+        }
+        Ok(SyncResponse { next_batch: self.next_batch.to_string(), account_data, rooms })
+    }
+
+    /// The rooms to look at.
+    fn candidates(&self, touched: &Touched) -> ApiResult<Vec<(RoomNum, MembershipRow)>> {
+        let Some(rooms) = &touched.rooms else {
+            return Ok(self.app.store.user_rooms(self.caller.user)?);
+        };
+        let mut candidates = Vec::new();
+        for room in rooms {
+            let row = self.app.store.user_room(self.caller.user, *room)?;
+            candidates.extend(row.map(|row| (*room, row)));
+        }
+        Ok(candidates)
+    }
+
+    fn account_data(&self) -> ApiResult<(Events, BTreeMap<RoomNum, Vec<Box<RawValue>>>)> {
+        let (store, user) = (&self.app.store, self.caller.user);
+        let changed = match self.since() {
+            Some(since) => account_data::changed(store, user, since, self.until)?,
+            None => account_data::all(store, user)?,
+        };
+        let filter = &self.request.filter;
+        let mut global = Events::default();
+        let mut of_rooms: BTreeMap<RoomNum, Vec<Box<RawValue>>> = BTreeMap::new();
+        for data in changed {
+            let wanted = match data.room {
+                None => filter.account_data.wants_type(&data.kind),
+                Some(_) => filter.room.account_data.wants_type(&data.kind),
+            };
+            if !wanted {
+                continue;
+            }
+            let event = raw(&json!({ "type": data.kind, "content": data.content }))?;
+            match data.room {
+                None => global.events.push(event),
+                Some(room) => of_rooms.entry(room).or_default().push(event),
+            }
+        }
+        Ok((global, of_rooms))
+    }
+
+    fn ask(&self) -> Ask<'_> {
+        let filter = &self.request.filter.room;
+        Ask {
+            since: self.since(),
+            until: self.until,
+            limit: filter.timeline.limit_or(TIMELINE_DEFAULT, TIMELINE_MAX),
+            full_state: self.request.full_state,
+            timeline: &filter.timeline,
+            state: &filter.state,
+            state_after: self.request.state_after,
+        }
+    }
+
+    fn joined(
+        &self,
+        sight: &Sight,
+        row: &MembershipRow,
+        account_data: Vec<Box<RawValue>>,
+    ) -> ApiResult<Option<JoinedRoom>> {
+        let mut update = room::update(self.app, sight, &self.ask())?;
+        // Spec: "Ignoring Users": what they say is not told, what they do to the state is.
+        update.timeline.retain(|seen| {
+            let pdu = &seen.event.pdu;
+            pdu.state_key().is_some() || !self.ignored.iter().any(|user_id| user_id == pdu.sender())
+        });
+        let fresh = self.since().is_none_or(|since| row.joined_at > since);
+        let ephemeral = self.ephemeral(sight, fresh)?;
+        let nothing = update.timeline.is_empty() && update.state.is_empty() && !update.limited
+            && ephemeral.is_empty() && account_data.is_empty();
+        if nothing && !fresh && !self.request.full_state {
+            return Ok(None);
+        }
+        let mut joined = self.write(sight, update)?;
+        joined.account_data.events = account_data;
+        joined.ephemeral = Some(ephemeral);
+        Ok(Some(joined))
+    }
+
+    fn left(&self, sight: &Sight, row: &MembershipRow, changed: bool) -> ApiResult<Option<JoinedRoom>> {
+        let wanted = match self.since() {
+            // An initial sync tells of left rooms only when asked; never of one's own leaving that
+            // was forgotten.
+            None => self.request.filter.room.include_leave && !row.forgotten,
+            Some(_) => changed || (self.request.full_state && self.request.filter.room.include_leave && !row.forgotten),
+        };
+        if !wanted {
+            return Ok(None);
+        }
+        let update = room::update(self.app, sight, &self.ask())?;
+        let mut left = self.write(sight, update)?;
+        left.summary = None;
+        Ok(Some(left))
+    }
+
+    fn outside(&self, rooms: &mut Rooms, sight: &Sight, row: &MembershipRow) -> ApiResult<()> {
+        let event = self.app.store.event(&row.event_id)?;
+        if event.is_some_and(|event| self.ignored.iter().any(|user_id| user_id == event.pdu.sender())) {
+            return Ok(());
+        }
+        let events = Events { events: stripped_state(self.app, &sight.view.head.state, &self.caller.user_id)? };
+        let room_id = sight.view.room_id.clone();
+        if row.membership == Membership::Invite {
+            rooms.invite.insert(room_id, Outside { invite_state: Some(events), knock_state: None });
+        } else {
+            rooms.knock.insert(room_id, Outside { invite_state: None, knock_state: Some(events) });
+        }
+        Ok(())
+    }
+
+    fn write(&self, sight: &Sight, update: Update) -> ApiResult<JoinedRoom> {
+        let alone = |seen: &Seen| client_event_alone(self.app, sight, seen, &self.format);
+        let with_relations = |seen: &Seen| client_event(self.app, sight, seen, &self.format);
+        let state: ApiResult<Vec<_>> = update.state.iter().map(alone).collect();
+        let timeline: ApiResult<Vec<_>> = update.timeline.iter().map(with_relations).collect();
+        let mut state = Some(Events { events: state? });
+        let (mut after, mut unstable_after) = (None, None);
+        if self.request.state_after {
+            after = state.take();
+            unstable_after = after.as_ref().map(|events| Events { events: events.events.clone() });
+        }
+        let summary = update.members_changed.then(|| room::summary(self.app, sight)).transpose()?;
+        Ok(JoinedRoom {
+            timeline: Timeline {
+                events: timeline?,
+                limited: update.limited,
+                prev_batch: update.prev_batch.map(|token| token.to_string()),
+            },
+            state,
+            state_after: after,
+            unstable_state_after: unstable_after,
+            summary,
+            account_data: Events::default(),
+            ephemeral: None,
+        })
+    }
+
+    fn ephemeral(&self, sight: &Sight, fresh: bool) -> ApiResult<Events> {
+        let wanted = &self.request.filter.room.ephemeral;
+        let mut events = Events::default();
+        if !wanted.wants_room(&sight.view.room_id) {
+            return Ok(events);
+        }
+        let room = sight.view.room;
+        if wanted.wants_type("m.receipt") {
+            let receipts = match self.since() {
+                Some(since) if !fresh => {
+                    receipts::changed(&self.app.store, room, self.caller.user, since, self.until)?
+                }
+                _ => receipts::all(&self.app.store, room, self.caller.user, RECEIPTS_MAX)?,
+            };
+            if !receipts.is_empty() {
+                events.events.push(receipts_event(self.app, &receipts)?);
+            }
+        }
+        if wanted.wants_type("m.typing") {
+            let since = self.request.since.filter(|_| !fresh).map_or(0, |since| since.moment);
+            let typing = self.app.typing.changed_since(room, since);
+            // To whom the room is new, nobody typing is no news.
+            if let Some(users) = typing.filter(|users| !(fresh && users.is_empty())) {
+                let users: Result<Vec<_>, _> =
+                    users.into_iter().map(|user| self.app.store.user_id(user)).collect();
+                events.events.push(raw(&json!({
+                    "type": "m.typing",
+                    "content": { "user_ids": users? },
+                }))?);
+            }
+        }
+        Ok(events)
+    }
+}
+
+/// Receipts as clients get them: event → type → user.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn receipts_event(app: &App, receipts: &[Receipt]) -> ApiResult<Box<RawValue>> {
+    let mut content: BTreeMap<&str, BTreeMap<&str, BTreeMap<String, serde_json::Value>>> = BTreeMap::new();
+    for receipt in receipts {
+        let user_id = app.store.user_id(receipt.user)?.to_string();
+        let mut value = json!({ "ts": receipt.row.ts });
+        if !receipt.thread.is_empty()
+            && let Some(value) = value.as_object_mut()
+        {
+            value.insert("thread_id".to_owned(), receipt.thread.clone().into());
+        }
+        content
+            .entry(receipt.row.event_id.as_str())
+            .or_default()
+            .entry(&receipt.kind)
+            .or_default()
+            .insert(user_id, value);
+    }
+    raw(&json!({ "type": "m.receipt", "content": content }))
+}
+
+fn raw(value: &impl Serialize) -> ApiResult<Box<RawValue>> {
+    serde_json::value::to_raw_value(value).map_err(|error| ApiError::internal(&error))
+}

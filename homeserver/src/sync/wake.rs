@@ -1,0 +1,177 @@
+//! Who waits in `/sync`, and waking those whom a change concerns.
+//!
+//! The waker is a reader of the log. What it does for an entry is bounded by those who wait *and*
+//! are concerned: neither the members of a room nor the rooms of a user are walked where the other
+//! side is shorter.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use store::{
+    keys::{RoomNum, UserNum},
+    log::{Change, LogEntry},
+    rooms::{Membership, RoomView},
+};
+use tokio::sync::Notify;
+
+use crate::server::App;
+
+/// How many entries the waker takes at a time.
+const BATCH_ENTRIES_MAX: usize = 512;
+
+/// Users who wait for something to happen.
+#[derive(Debug, Default)]
+pub struct Wakeups {
+    waiting: Mutex<BTreeMap<UserNum, (usize, Arc<Notify>)>>,
+}
+
+/// A user's place among those who wait; given up when dropped.
+#[derive(Debug)]
+pub struct Waiting<'a> {
+    wakeups: &'a Wakeups,
+    user: UserNum,
+    notify: Arc<Notify>,
+}
+
+impl Waiting<'_> {
+    /// What resolves when something may have happened. Take it before looking.
+    pub fn notified(&self) -> tokio::sync::futures::Notified<'_> {
+        self.notify.notified()
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.wakeups.lock();
+        if let Some((count, _)) = waiting.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&self.user);
+            }
+        }
+    }
+}
+
+impl Wakeups {
+    /// A user begins to wait.
+    pub fn wait(&self, user: UserNum) -> Waiting<'_> {
+        let mut waiting = self.lock();
+        let (count, notify) = waiting.entry(user).or_default();
+        *count += 1;
+        Waiting { wakeups: self, user, notify: notify.clone() }
+    }
+
+    /// Wakes one user.
+    pub fn wake(&self, user: UserNum) {
+        if let Some((_, notify)) = self.lock().get(&user) {
+            notify.notify_waiters();
+        }
+    }
+
+    /// Wakes the joined members of a room.
+    pub fn wake_room(&self, view: &RoomView) {
+        let waiting = self.lock();
+        let joined = |membership: Option<&Membership>| membership == Some(&Membership::Join);
+        if waiting.len() <= view.head.members.len() {
+            for (user, (_, notify)) in waiting.iter() {
+                if joined(view.head.members.get(user)) {
+                    notify.notify_waiters();
+                }
+            }
+        } else {
+            for (user, membership) in &view.head.members {
+                if let (true, Some((_, notify))) = (joined(Some(membership)), waiting.get(user)) {
+                    notify.notify_waiters();
+                }
+            }
+        }
+    }
+
+    /// How many users wait.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn users(&self) -> Vec<UserNum> {
+        self.lock().keys().copied().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<UserNum, (usize, Arc<Notify>)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads the log and wakes whoever an entry concerns, for as long as the server runs.
+pub async fn wake(app: App) {
+    let mut position = app.store.published();
+    loop {
+        let grew = app.store.grew().notified();
+        tokio::pin!(grew);
+        grew.as_mut().enable();
+        let entries = match app.store.log(position, BATCH_ENTRIES_MAX) {
+            Ok(entries) if entries.is_empty() => {
+                grew.await;
+                continue;
+            }
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::error!(%error, "the log cannot be read; waiting clients are not woken");
+                grew.await;
+                continue;
+            }
+        };
+        let mut rooms = BTreeSet::new();
+        let mut users = BTreeSet::new();
+        for (at, entry) in &entries {
+            position = *at;
+            concerned(&app, entry, &mut rooms, &mut users);
+        }
+        for room in rooms {
+            if let Ok(Some(view)) = app.store.room(room) {
+                app.wakeups.wake_room(&view);
+            }
+        }
+        for user in users {
+            app.wakeups.wake(user);
+        }
+    }
+}
+
+/// The rooms whose members, and the users whom, an entry concerns.
+fn concerned(
+    app: &App,
+    entry: &LogEntry,
+    rooms: &mut BTreeSet<RoomNum>,
+    users: &mut BTreeSet<UserNum>,
+) {
+    match entry {
+        LogEntry::Event(event) => {
+            rooms.insert(event.room);
+            // Whoever is invited, kicked or banned is not among the joined.
+            if *event.pdu.kind() == ruma::events::TimelineEventType::RoomMember {
+                let target = event.pdu.state_key().and_then(|key| ruma::UserId::parse(key).ok());
+                users.extend(target.and_then(|target| app.store.find_user(&target).ok().flatten()));
+            }
+        }
+        LogEntry::Other(change) => match change {
+            Change::Receipt { room, private: false, .. } => {
+                rooms.insert(*room);
+            }
+            Change::Receipt { user, .. }
+            | Change::AccountData { user, .. }
+            | Change::ToDevice { user, .. }
+            | Change::KeyCounts { user, .. }
+            | Change::Forgot { user } => {
+                users.insert(*user);
+            }
+            Change::DeviceList { user } | Change::Profile { user } => {
+                users.insert(*user);
+                users.extend(app.wakeups.users().into_iter().filter(|other| {
+                    crate::rooms::members::share_a_room(app, *user, *other).unwrap_or(true)
+                }));
+            }
+        },
+    }
+}
