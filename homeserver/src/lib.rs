@@ -1,1 +1,3 @@
-//! Written next.
+//! The process: configuration, HTTP, tasks, the clock.
+
+pub mod config;
