@@ -61,7 +61,7 @@ fn load(arguments: &Arguments) -> Result<Config, Failure> {
 }
 
 fn start_logging(config: &Config) -> Result<(), Failure> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.logging.filter)?;
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.logging.level)?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.logging.format {
         LogFormat::Human => log.init(),
@@ -79,7 +79,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let engine = engine(&config);
     let server = Server::start(config, Seams::real()?, engine)?;
     let listening = server.listen().await?;
-    server.greet();
+    server.greet()?;
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}

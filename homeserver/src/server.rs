@@ -13,13 +13,17 @@ use store::{
 };
 
 use crate::{
-    accounts::Accounts,
+    accounts::{Accounts, registration},
     api::client::uia::UiaSessions,
     appservices::Appservices,
     config::Config,
     ephemeral::{Moments, Typing},
     error::{ApiError, ApiResult},
-    http::{limits::Limits, routes::Routes},
+    http::{
+        limits::Limits,
+        listen::{Bound, ListenError},
+        routes::Routes,
+    },
     rooms::Rooms,
     seams::Seams,
     sync::Wakeups,
@@ -119,6 +123,7 @@ impl Server {
         let sizes = CacheSizes::default();
         let store = Store::open(engine, &config.data.directory, sizes)?;
         let key = server_key(&config.server.name, &store, &seams)?;
+        registration::offer_first_admin(&store, &seams)?;
         let app = App(Arc::new(Parts {
             accounts: Accounts::new(store.clone()),
             appservices: Appservices::default(),
@@ -142,9 +147,65 @@ impl Server {
         Ok(Self { app, router, routes: list })
     }
 
+    /// Binds every listener of the configuration and begins to serve.
+    ///
+    /// # Errors
+    /// When an address cannot be had, or a certificate cannot be used.
+    pub async fn listen(&self) -> Result<Listening, ListenError> {
+        let mut bound = Vec::new();
+        for listener in &self.app.config.listeners {
+            bound.push(Bound::bind(listener.clone()).await?);
+        }
+        let addresses = bound.iter().map(Bound::address).collect();
+        let mut set = tokio::task::JoinSet::new();
+        for listener in bound {
+            set.spawn(listener.serve(self.app.clone(), self.router.clone()));
+        }
+        Ok(Listening { set, addresses })
+    }
+
+    /// Tells the admin how to begin: where clients connect, and how the first admin registers.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    #[expect(clippy::print_stdout, reason = "this is for whoever started the process, not for the log")]
+    pub fn greet(&self) -> Result<(), StoreError> {
+        let url = self.app.config.public_base_url();
+        println!("Guildhall serves {} at {url}", self.app.server_name());
+        println!("  In Element, Cinny or another Matrix client, choose {url} as the homeserver.");
+        if let Some(token) = registration::first_admin_token(&self.app.store)? {
+            println!("  Nobody administers this server yet: register with the token {token} to do so.");
+        }
+        Ok(())
+    }
+
     /// Stops everything that runs in the background and waits for it.
     pub async fn stop(self) {
         self.app.tasks.stop().await;
+    }
+}
+
+/// Listeners that serve.
+#[derive(Debug)]
+pub struct Listening {
+    set: tokio::task::JoinSet<()>,
+    /// The addresses that are served.
+    pub addresses: Vec<std::net::SocketAddr>,
+}
+
+impl Listening {
+    /// Waits until every listener has ended, after the server was told to stop.
+    pub async fn ended(mut self) {
+        while self.set.join_next().await.is_some() {}
+    }
+}
+
+/// The engine that a configuration asks for.
+pub fn engine(config: &Config) -> Engine {
+    let cache_bytes = config.data.cache_mb * crate::config::MB;
+    match config.data.engine {
+        crate::config::Engine::Sled => Engine::Sled { cache_bytes },
+        crate::config::Engine::Fjall => Engine::Fjall { cache_bytes },
     }
 }
 

@@ -6,13 +6,13 @@ use ruma::UserId;
 use serde::{Deserialize, Serialize};
 use store::{
     Commit, Store, StoreError,
-    keys::{Keyspace, Table},
+    keys::{Keyspace, Packed, Table},
 };
 
 use super::{UserRow, passwords};
 use crate::{
     error::{ApiError, ApiResult},
-    seams::heavy,
+    seams::{Seams, heavy},
     server::App,
 };
 
@@ -49,6 +49,39 @@ pub fn token(store: &Store, token: &str) -> Result<Option<RegistrationToken>, St
 /// Writes a registration token.
 pub fn put_token(commit: &mut Commit, token: &str, row: &RegistrationToken) {
     commit.put(TOKENS, TOKENS.key().text(token), row);
+}
+
+fn first_admin_key() -> Packed {
+    Packed::key(Keyspace::META).text("first admin token")
+}
+
+/// At the first start of a server, makes a token that lets one person register as its admin.
+///
+/// # Errors
+/// When the store cannot be read or written.
+pub fn offer_first_admin(store: &Store, seams: &Seams) -> Result<(), StoreError> {
+    if store.get_raw(first_admin_key())?.is_some() {
+        return Ok(());
+    }
+    let name = seams.entropy.text(24);
+    let row = RegistrationToken { uses_max: Some(1), used: 0, expires_ms: None, makes_admin: true };
+    let mut commit = Commit::new();
+    put_token(&mut commit, &name, &row);
+    commit.put_raw(first_admin_key(), Packed::new().raw(name.as_bytes()));
+    store.commit_blocking(commit)?;
+    Ok(())
+}
+
+/// The token of [`offer_first_admin`], until it is used.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn first_admin_token(store: &Store) -> Result<Option<String>, StoreError> {
+    let Some(name) = store.get_raw(first_admin_key())?.and_then(|name| String::from_utf8(name).ok()) else {
+        return Ok(None);
+    };
+    let unused = token(store, &name)?.is_some_and(|row| row.used == 0);
+    Ok(unused.then_some(name))
 }
 
 /// Whether a token would let somebody register now.

@@ -14,7 +14,7 @@ use ruma::{
 use super::{login, uia};
 use crate::{
     accounts::registration::{self, NewAccount},
-    config::{Mode, RegistrationMode},
+    config::RegistrationMode,
     error::{ApiError, ApiResult},
     http::{Public, RawRequest, Routes, limits::Doing, routes::parse_typed},
     server::App,
@@ -48,12 +48,12 @@ async fn register(app: &App, Public(client): Public, request: &RawRequest) -> Ap
         None => app.local_user_id(&app.entropy.text(12).to_lowercase())?,
     };
     registration::check_name(app, &user_id, None)?;
-    let flow = flow(app, client.0)?;
+    let flows = flows(app, client.0)?;
     if let Some(password) = &typed.password {
         registration::check_password(app, password)?;
     }
     if !guest {
-        uia::authenticate(app, "register", &vec![flow.clone()], None, typed.auth.as_ref()).await?;
+        uia::authenticate(app, "register", &flows, None, typed.auth.as_ref()).await?;
     }
     let token = match &typed.auth {
         Some(ruma::api::client::uiaa::AuthData::RegistrationToken(auth)) => Some(auth.token.clone()),
@@ -71,20 +71,24 @@ async fn register(app: &App, Public(client): Public, request: &RawRequest) -> Ap
     login::start_session(app, user, user_id, device, typed.initial_device_display_name, typed.refresh_token).await
 }
 
-/// The stages that registration needs now, from this address.
-fn flow(app: &App, address: std::net::IpAddr) -> ApiResult<Vec<&'static str>> {
-    let closed = || ApiError::forbidden("registration is closed on this server");
+/// The stages that registration needs now, from this address. The first admin may always register
+/// with the token that was printed at the first start.
+fn flows(app: &App, address: std::net::IpAddr) -> ApiResult<uia::Flows> {
+    let mut flows = Vec::new();
     match app.config.registration.mode {
-        RegistrationMode::Open => Ok(vec!["m.login.dummy"]),
-        RegistrationMode::OpenLoopback if address.is_loopback() => Ok(vec!["m.login.dummy"]),
-        RegistrationMode::OpenLoopback => Err(closed()),
-        RegistrationMode::Token => Ok(vec!["m.login.registration_token"]),
-        // The first admin registers with the token that was printed at the first start.
-        RegistrationMode::Closed if app.accounts.is_empty()? && app.config.mode == Mode::Production => {
-            Ok(vec!["m.login.registration_token"])
-        }
-        RegistrationMode::Closed => Err(closed()),
+        RegistrationMode::Open => flows.push(vec!["m.login.dummy"]),
+        RegistrationMode::OpenLoopback if address.is_loopback() => flows.push(vec!["m.login.dummy"]),
+        RegistrationMode::Token => flows.push(vec!["m.login.registration_token"]),
+        RegistrationMode::OpenLoopback | RegistrationMode::Closed => {}
     }
+    let first_admin = registration::first_admin_token(&app.store)?.is_some();
+    if first_admin && app.config.registration.mode != RegistrationMode::Token {
+        flows.push(vec!["m.login.registration_token"]);
+    }
+    if flows.is_empty() {
+        return Err(ApiError::forbidden("registration is closed on this server"));
+    }
+    Ok(flows)
 }
 
 async fn register_for_service(
