@@ -33,7 +33,7 @@ pub(super) struct Claim {
     engine: &'static str,
     /// Is the engine making its files for the first time?
     fresh: bool,
-    _lock: File,
+    lock: File,
 }
 
 /// Takes `directory` for `engine`, making it if it is not there.
@@ -75,7 +75,7 @@ pub(super) fn claim(directory: &Path, engine: &'static str) -> Result<Claim, KvE
         directory: directory.to_owned(),
         engine,
         fresh,
-        _lock: lock,
+        lock,
     })
 }
 
@@ -92,6 +92,14 @@ impl Claim {
         }
         sync_all(&self.directory)?;
         stamp(&self.directory, &format!("{} {LAYOUT}", self.engine))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Closing the file is not enough while a child process that is being started has it too.
+        // If this fails, closing has to do.
+        drop(self.lock.unlock());
     }
 }
 

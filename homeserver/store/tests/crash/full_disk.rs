@@ -9,6 +9,7 @@ use store::kv::{Engine, FREE_BYTES_MIN, KvError, open};
 
 use crate::disk::disk_or_skip;
 use crate::workload;
+use crate::writer::with_store;
 
 const DISK_BYTES: u64 = 2 * FREE_BYTES_MIN + (32 << 20);
 
@@ -32,45 +33,46 @@ fn survives_a_full_disk(engine: Engine) {
     };
     let directory = disk.path().join("store");
     let ballast = disk.path().join("ballast");
-    let kv = open(engine, &directory).expect("the store opens");
-    let mut acknowledged = 0;
-    while acknowledged < 50 {
-        acknowledged = workload::write_group(&*kv, acknowledged + 1).expect("there is space");
-    }
-    fill(&ballast);
-    let first = loop {
-        match workload::write_group(&*kv, acknowledged + 1) {
-            Ok(last) => acknowledged = last,
-            Err(error) => break error,
+    let acknowledged = with_store(engine, &directory, |kv| {
+        let mut acknowledged = 0;
+        while acknowledged < 50 {
+            acknowledged = workload::write_group(kv, acknowledged + 1).expect("there is space");
         }
-    };
-    let next = acknowledged + workload::GROUP_MAX + 1;
-    fs::remove_file(&ballast).expect("a file can be removed from a full disk");
-    for error in [
-        first,
-        kv.apply(&workload::batch(next))
-            .expect_err("nothing is written any more"),
-        kv.flush().expect_err("nothing is flushed any more"),
-    ] {
-        let KvError::ReadOnly { cause } = error else {
-            panic!("{error:?}")
+        fill(&ballast);
+        let first = loop {
+            match workload::write_group(kv, acknowledged + 1) {
+                Ok(last) => acknowledged = last,
+                Err(error) => break error,
+            }
         };
+        let next = acknowledged + workload::GROUP_MAX + 1;
+        fs::remove_file(&ballast).expect("a file can be removed from a full disk");
+        for error in [
+            first,
+            kv.apply(&workload::batch(next))
+                .expect_err("nothing is written any more"),
+            kv.flush().expect_err("nothing is flushed any more"),
+        ] {
+            let KvError::ReadOnly { cause } = error else {
+                panic!("{error:?}")
+            };
+            assert!(
+                !matches!(&*cause, KvError::ReadOnly { .. }),
+                "the first cause is named"
+            );
+        }
         assert!(
-            !matches!(&*cause, KvError::ReadOnly { .. }),
-            "the first cause is named"
+            kv.get(&[1, 0])
+                .expect("the store can still be read")
+                .is_some()
         );
-    }
-    assert!(
-        kv.get(&[1, 0])
-            .expect("the store can still be read")
-            .is_some()
-    );
-    drop(kv);
+        acknowledged
+    });
 
-    let kv = open(engine, &directory).expect("the store opens once there is space");
-    let last = workload::check(&*kv, acknowledged);
-    workload::write_group(&*kv, last + 1).expect("there is space");
-    drop(kv);
+    with_store(engine, &directory, |kv| {
+        let last = workload::check(kv, acknowledged);
+        workload::write_group(kv, last + 1).expect("there is space again");
+    });
 
     fill(&ballast);
     let error = open(engine, &directory)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use store::kv::{Engine, KvError, open};
 
 use crate::workload;
-use crate::writer::{Writer, write_if_started_by_a_test};
+use crate::writer::{Writer, with_store, write_if_started_by_a_test};
 use crate::{random, setting};
 
 #[test]
@@ -51,12 +51,10 @@ fn survives_kills(engine: Engine, test: &str) {
         acknowledged = writer.kill();
         // Every other time the next writer finds the store as the kill has left it.
         if round % 2 == 1 {
-            let kv = open(engine, &directory).expect("the store opens after a kill");
-            acknowledged = workload::check(&*kv, acknowledged);
+            acknowledged = with_store(engine, &directory, |kv| workload::check(kv, acknowledged));
         }
     }
-    let kv = open(engine, &directory).expect("the store opens after a kill");
-    acknowledged = workload::check(&*kv, acknowledged);
+    acknowledged = with_store(engine, &directory, |kv| workload::check(kv, acknowledged));
     assert!(
         rounds < 8 || acknowledged > rounds,
         "only {acknowledged} batches were written"

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use store::kv::{Engine, open};
+use store::kv::Engine;
 
 use crate::disk::disk_or_skip;
 use crate::workload;
-use crate::writer::{Writer, write_if_started_by_a_test};
+use crate::writer::{Writer, with_store, write_if_started_by_a_test};
 use crate::{random, setting};
 
 #[test]
@@ -52,12 +52,10 @@ fn survives_power_cuts(engine: Engine, test: &str) {
         acknowledged = writer.kill();
         disk.restart();
         if round % 2 == 1 {
-            let kv = open(engine, &directory).expect("the store opens after a power cut");
-            acknowledged = workload::check(&*kv, acknowledged);
+            acknowledged = with_store(engine, &directory, |kv| workload::check(kv, acknowledged));
         }
     }
-    let kv = open(engine, &directory).expect("the store opens after a power cut");
-    acknowledged = workload::check(&*kv, acknowledged);
+    acknowledged = with_store(engine, &directory, |kv| workload::check(kv, acknowledged));
     assert!(
         rounds < 3 || acknowledged > rounds,
         "only {acknowledged} batches were written"

@@ -1,15 +1,16 @@
 //! The process that writes until it is stopped, and the handle its parent has on it.
 
+use std::env;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-use std::{env, path::PathBuf};
 
-use store::kv::{Engine, open};
+use store::kv::{Engine, Kv, open};
 
 use crate::workload;
 
@@ -51,13 +52,14 @@ impl Writer {
     /// Starts this binary again for `test` alone, which must begin with
     /// [`write_if_started_by_a_test`].
     pub(crate) fn start(test: &str, directory: &Path, acknowledged: u64) -> Writer {
-        let mut process = Command::new(env::current_exe().expect("this test has a file"))
-            .args([test, "--exact", "--nocapture"])
-            .env(DIRECTORY, directory)
-            .env(ACKNOWLEDGED, acknowledged.to_string())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the writer starts");
+        let mut process = start(
+            Command::new(env::current_exe().expect("this test has a file"))
+                .args([test, "--exact", "--nocapture"])
+                .env(DIRECTORY, directory)
+                .env(ACKNOWLEDGED, acknowledged.to_string())
+                .stdout(Stdio::piped()),
+        )
+        .expect("the writer starts");
         let pipe = BufReader::new(process.stdout.take().expect("it was asked for"));
         let (send, acknowledgements) = mpsc::channel();
         thread::spawn(move || {
@@ -126,11 +128,38 @@ impl Writer {
     }
 }
 
+/// Opens a store in this process, with `work` for it, and closes it for good.
+pub(crate) fn with_store<T>(
+    engine: Engine,
+    directory: &Path,
+    work: impl FnOnce(&dyn Kv) -> T,
+) -> T {
+    let kv = open(engine, directory).expect("the store opens");
+    let result = work(&*kv);
+    drop(kv);
+    // A process that another test was just starting has our files, and so our locks, until it
+    // has become the program it is to be.
+    drop(STARTING.lock().unwrap_or_else(PoisonError::into_inner));
+    result
+}
+
+/// Held while a process is started.
+static STARTING: Mutex<()> = Mutex::new(());
+
+fn start(command: &mut Command) -> io::Result<Child> {
+    let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
 /// Runs a program; says what it said if it fails.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
-    let output = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let output = start(&mut command)
+        .and_then(Child::wait_with_output)
         .map_err(|error| format!("{program} cannot be run: {error}"))?;
     if output.status.success() {
         return Ok(());
