@@ -35,7 +35,10 @@ struct Row {
 }
 
 fn key(user: UserNum, room: Option<RoomNum>, kind: &str) -> Packed {
-    Packed::key(Keyspace::ACCOUNT_DATA).user(user).u64(room.map_or(0, |room| room.0)).text(kind)
+    Packed::key(Keyspace::ACCOUNT_DATA)
+        .user(user)
+        .u64(room.map_or(0, |room| room.0))
+        .text(kind)
 }
 
 fn change_key(user: UserNum) -> Packed {
@@ -74,9 +77,13 @@ fn get_row(
     room: Option<RoomNum>,
     kind: &str,
 ) -> Result<Option<(Position, Box<RawValue>)>, StoreError> {
-    let Some(value) = store.get_raw(key(user, room, kind))? else { return Ok(None) };
+    let Some(value) = store.get_raw(key(user, room, kind))? else {
+        return Ok(None);
+    };
     let mut parts = Unpack(&value);
-    let Some(position) = parts.position() else { return Ok(None) };
+    let Some(position) = parts.position() else {
+        return Ok(None);
+    };
     let row: Option<Row> = serde_json::from_slice(parts.0).ok();
     Ok(row.map(|row| (position, row.content)))
 }
@@ -98,9 +105,15 @@ pub fn put(
         commit.delete(change_key(user).i64(order));
     }
     let entry = commit.log(Change::AccountData { user, room });
-    let row = serde_json::to_vec(&Row { content: content.to_owned() })
-        .expect("raw JSON always serialises");
-    commit.put_raw_at(entry, key(user, room, kind), Packed::new().position().raw(&row));
+    let row = serde_json::to_vec(&Row {
+        content: content.to_owned(),
+    })
+    .expect("raw JSON always serialises");
+    commit.put_raw_at(
+        entry,
+        key(user, room, kind),
+        Packed::new().position().raw(&row),
+    );
     let changed = Packed::new().u64(room.map_or(0, |room| room.0)).text(kind);
     commit.put_raw_at(entry, change_key(user).position(), changed);
     Ok(())
@@ -117,19 +130,30 @@ pub fn changed(
     until: Position,
 ) -> Result<Vec<AccountData>, StoreError> {
     let bound = |position: Position| {
-        change_key(user).i64(i64::try_from(position).unwrap_or(i64::MAX)).into_bytes()
+        change_key(user)
+            .i64(i64::try_from(position).unwrap_or(i64::MAX))
+            .into_bytes()
     };
     let mut named = Vec::new();
-    store.visit_range(&bound(since + 1), &bound(until + 1), Direction::Ascending, |_, value| {
-        let mut parts = Unpack(value);
-        named.extend(parts.u64().zip(parts.text()));
-        Ok(true)
-    })?;
+    store.visit_range(
+        &bound(since + 1),
+        &bound(until + 1),
+        Direction::Ascending,
+        |_, value| {
+            let mut parts = Unpack(value);
+            named.extend(parts.u64().zip(parts.text()));
+            Ok(true)
+        },
+    )?;
     let mut out = Vec::new();
     for (room, kind) in named {
         let room = (room != 0).then_some(RoomNum(room));
         if let Some(content) = get(store, user, room, &kind)? {
-            out.push(AccountData { room, kind, content });
+            out.push(AccountData {
+                room,
+                kind,
+                content,
+            });
         }
     }
     Ok(out)
@@ -141,19 +165,29 @@ pub fn changed(
 /// When the store cannot be read.
 pub fn all(store: &Store, user: UserNum) -> Result<Vec<AccountData>, StoreError> {
     let mut out = Vec::new();
-    store.visit(&Packed::key(Keyspace::ACCOUNT_DATA).user(user), Direction::Ascending, |key, value| {
-        let mut parts = Unpack::key(key);
-        let named = parts.user().and_then(|_| parts.u64()).zip(parts.text());
-        let mut value = Unpack(value);
-        let row: Option<Row> = value.position().and_then(|_| serde_json::from_slice(value.0).ok());
-        if let (Some((room, kind)), Some(row)) = (named, row)
-            && row.content.get() != "{}"
-        {
-            let room = (room != 0).then_some(RoomNum(room));
-            out.push(AccountData { room, kind, content: row.content });
-        }
-        Ok(true)
-    })?;
+    store.visit(
+        &Packed::key(Keyspace::ACCOUNT_DATA).user(user),
+        Direction::Ascending,
+        |key, value| {
+            let mut parts = Unpack::key(key);
+            let named = parts.user().and_then(|_| parts.u64()).zip(parts.text());
+            let mut value = Unpack(value);
+            let row: Option<Row> = value
+                .position()
+                .and_then(|_| serde_json::from_slice(value.0).ok());
+            if let (Some((room, kind)), Some(row)) = (named, row)
+                && row.content.get() != "{}"
+            {
+                let room = (room != 0).then_some(RoomNum(room));
+                out.push(AccountData {
+                    room,
+                    kind,
+                    content: row.content,
+                });
+            }
+            Ok(true)
+        },
+    )?;
     Ok(out)
 }
 
@@ -162,8 +196,11 @@ pub fn all(store: &Store, user: UserNum) -> Result<Vec<AccountData>, StoreError>
 /// # Errors
 /// When the store cannot be read.
 pub fn ignored_by(store: &Store, user: UserNum) -> Result<Vec<ruma::OwnedUserId>, StoreError> {
-    let list: Option<IgnoredUserListEventContent> = get_as(store, user, None, "m.ignored_user_list")?;
-    Ok(list.map(|list| list.ignored_users.into_keys().collect()).unwrap_or_default())
+    let list: Option<IgnoredUserListEventContent> =
+        get_as(store, user, None, "m.ignored_user_list")?;
+    Ok(list
+        .map(|list| list.ignored_users.into_keys().collect())
+        .unwrap_or_default())
 }
 
 /// That `target`, if local, takes invites from `sender`.
@@ -172,15 +209,28 @@ pub fn ignored_by(store: &Store, user: UserNum) -> Result<Vec<ruma::OwnedUserId>
 /// `M_INVITE_BLOCKED`. Spec: client-server API, "Invite permissions".
 pub fn check_invite_allowed(app: &App, sender: &UserId, target: &UserId) -> ApiResult<()> {
     let blocked = || {
-        ApiError::new(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", "the user does not take invites")
+        ApiError::new(
+            StatusCode::FORBIDDEN,
+            "M_INVITE_BLOCKED",
+            "the user does not take invites",
+        )
     };
-    let Some(user) = app.store.find_user(target)?.filter(|_| app.is_local(target)) else { return Ok(()) };
+    let Some(user) = app
+        .store
+        .find_user(target)?
+        .filter(|_| app.is_local(target))
+    else {
+        return Ok(());
+    };
     if sender == target {
         return Ok(());
     }
     let config: Option<Map<String, Value>> =
         get_as(&app.store, user, None, "m.invite_permission_config")?;
-    let action = config.as_ref().and_then(|config| config.get("default_action")).and_then(Value::as_str);
+    let action = config
+        .as_ref()
+        .and_then(|config| config.get("default_action"))
+        .and_then(Value::as_str);
     if action == Some("block") {
         return Err(blocked());
     }

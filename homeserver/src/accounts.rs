@@ -64,7 +64,9 @@ impl Accounts {
         if let Some(row) = self.users.get(&user) {
             return Ok(Some(row));
         }
-        let Some(row) = self.store.get(USERS, user_key(user))? else { return Ok(None) };
+        let Some(row) = self.store.get(USERS, user_key(user))? else {
+            return Ok(None);
+        };
         let row = Arc::new(row);
         self.users.insert(user, row.clone());
         Ok(Some(row))

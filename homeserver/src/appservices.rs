@@ -80,11 +80,15 @@ impl Registration {
 }
 
 fn matches(namespaces: &[Namespace], name: &str) -> bool {
-    namespaces.iter().any(|namespace| namespace.regex.is_match(name))
+    namespaces
+        .iter()
+        .any(|namespace| namespace.regex.is_match(name))
 }
 
 fn claims(namespaces: &[Namespace], name: &str) -> bool {
-    namespaces.iter().any(|namespace| namespace.exclusive && namespace.regex.is_match(name))
+    namespaces
+        .iter()
+        .any(|namespace| namespace.exclusive && namespace.regex.is_match(name))
 }
 
 /// Every registered application service.
@@ -96,7 +100,9 @@ pub struct Appservices {
 impl Appservices {
     /// These and no others.
     pub fn new(list: Vec<Registration>) -> Self {
-        Self { list: list.into_iter().map(Arc::new).collect() }
+        Self {
+            list: list.into_iter().map(Arc::new).collect(),
+        }
     }
 
     /// All of them.
@@ -106,7 +112,10 @@ impl Appservices {
 
     /// The one that authenticates with `token`.
     pub fn by_token(&self, token: &str) -> Option<Arc<Registration>> {
-        self.list.iter().find(|service| service.as_token == token).cloned()
+        self.list
+            .iter()
+            .find(|service| service.as_token == token)
+            .cloned()
     }
 
     /// Whether a user name belongs to a service other than `except`.

@@ -67,7 +67,9 @@ impl Typing {
         let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = rooms.entry(room).or_default();
         let changed = match until_ms {
-            Some(until_ms) if entry.until_ms.len() < TYPISTS_MAX || entry.until_ms.contains_key(&user) => {
+            Some(until_ms)
+                if entry.until_ms.len() < TYPISTS_MAX || entry.until_ms.contains_key(&user) =>
+            {
                 entry.until_ms.insert(user, until_ms).is_none()
             }
             Some(_) => false,
@@ -97,7 +99,11 @@ impl Typing {
     /// When the next one should stop, in milliseconds since the epoch.
     pub fn next_expiry_ms(&self) -> Option<u64> {
         let rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
-        rooms.values().flat_map(|entry| entry.until_ms.values()).min().copied()
+        rooms
+            .values()
+            .flat_map(|entry| entry.until_ms.values())
+            .min()
+            .copied()
     }
 
     /// Who types in a room, if that changed after `since`.
@@ -110,6 +116,10 @@ impl Typing {
     /// The rooms where who types changed after `since`.
     pub fn rooms_changed_since(&self, since: Moment) -> Vec<RoomNum> {
         let rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
-        rooms.iter().filter(|(_, entry)| entry.changed > since).map(|(room, _)| *room).collect()
+        rooms
+            .iter()
+            .filter(|(_, entry)| entry.changed > since)
+            .map(|(room, _)| *room)
+            .collect()
     }
 }

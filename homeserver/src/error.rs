@@ -101,7 +101,12 @@ impl ApiError {
         errcode: impl Into<Cow<'static, str>>,
         message: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self { status, errcode: errcode.into(), message: message.into(), extra: Map::new() }
+        Self {
+            status,
+            errcode: errcode.into(),
+            message: message.into(),
+            extra: Map::new(),
+        }
     }
 
     /// With one more key in its body.
@@ -121,14 +126,22 @@ impl ApiError {
     /// A token that is not, or no longer, known. After a soft logout the client may log in again
     /// without losing its encryption keys.
     pub fn unknown_token(soft_logout: bool) -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN", "the access token is not known")
-            .with("soft_logout", soft_logout)
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "M_UNKNOWN_TOKEN",
+            "the access token is not known",
+        )
+        .with("soft_logout", soft_logout)
     }
 
     /// Too many requests.
     pub fn limit_exceeded(retry_after_ms: u64) -> Self {
-        Self::new(StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED", "too many requests")
-            .with("retry_after_ms", retry_after_ms)
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "M_LIMIT_EXCEEDED",
+            "too many requests",
+        )
+        .with("retry_after_ms", retry_after_ms)
     }
 
     /// The 401 of user-interactive authentication, which names no errcode while nothing failed.
@@ -146,7 +159,11 @@ impl ApiError {
             source = cause.source();
         }
         tracing::error!(error = %chain, "a request failed for a reason of our own");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", "Internal server error")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "M_UNKNOWN",
+            "Internal server error",
+        )
     }
 
     /// The body: `errcode`, `error` and what else there is.

@@ -33,9 +33,15 @@ pub fn json_reply(status: StatusCode, body: &impl Serialize) -> Response {
 }
 
 /// A reply of any content type.
-pub fn bytes_reply(status: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response {
+pub fn bytes_reply(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Body>,
+) -> Response {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

@@ -32,7 +32,10 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "what was asked for on the command line goes there")]
+#[expect(
+    clippy::print_stdout,
+    reason = "what was asked for on the command line goes there"
+)]
 fn run() -> Result<(), Failure> {
     let arguments = Arguments::parse(std::env::args_os().skip(1))?;
     match arguments.action {
@@ -45,7 +48,10 @@ fn run() -> Result<(), Failure> {
             rustls::crypto::ring::default_provider()
                 .install_default()
                 .map_err(|_| "another TLS provider is installed already")?;
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))?;
+            tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()?
+                .block_on(serve(config))?;
         }
     }
     Ok(())
@@ -62,7 +68,9 @@ fn load(arguments: &Arguments) -> Result<Config, Failure> {
 
 fn start_logging(config: &Config) -> Result<(), Failure> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.logging.level)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match config.logging.format {
         LogFormat::Human => log.init(),
         LogFormat::Json => log.json().init(),
@@ -71,8 +79,10 @@ fn start_logging(config: &Config) -> Result<(), Failure> {
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }

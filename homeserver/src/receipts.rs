@@ -42,7 +42,11 @@ pub fn thread_key(thread: &ReceiptThread) -> String {
 }
 
 fn key(room: RoomNum, user: UserNum, kind: &str, thread: &str) -> Packed {
-    Packed::key(Keyspace::RECEIPT).room(room).user(user).text(kind).text(thread)
+    Packed::key(Keyspace::RECEIPT)
+        .room(room)
+        .user(user)
+        .text(kind)
+        .text(thread)
 }
 
 fn parse(value: &[u8]) -> Option<(Position, ReceiptRow)> {
@@ -61,7 +65,12 @@ pub fn put(
     room: RoomNum,
     receipt: &Receipt,
 ) -> Result<bool, StoreError> {
-    let Receipt { user, kind, thread, row } = receipt;
+    let Receipt {
+        user,
+        kind,
+        thread,
+        row,
+    } = receipt;
     let key = || key(room, *user, kind, thread);
     let change_key = || Packed::key(Keyspace::RECEIPT_CHANGE).room(room);
     if let Some((position, old)) = store.get_raw(key())?.as_deref().and_then(parse) {
@@ -71,7 +80,11 @@ pub fn put(
         commit.delete(change_key().i64(i64::try_from(position).unwrap_or(i64::MAX)));
     }
     let private = kind == "m.read.private";
-    let entry = commit.log(Change::Receipt { room, user: *user, private });
+    let entry = commit.log(Change::Receipt {
+        room,
+        user: *user,
+        private,
+    });
     let json = serde_json::to_vec(row).expect("strings and numbers always serialise");
     commit.put_raw_at(entry, key(), Packed::new().position().raw(&json));
     commit.put_raw_at(
@@ -107,10 +120,14 @@ pub fn all(
     limit: usize,
 ) -> Result<Vec<Receipt>, StoreError> {
     let mut receipts = Vec::new();
-    store.visit(&Packed::key(Keyspace::RECEIPT).room(room), Direction::Ascending, |key, value| {
-        receipts.extend(receipt(key, value).filter(|receipt| may_see(receipt, viewer)));
-        Ok(receipts.len() < limit)
-    })?;
+    store.visit(
+        &Packed::key(Keyspace::RECEIPT).room(room),
+        Direction::Ascending,
+        |key, value| {
+            receipts.extend(receipt(key, value).filter(|receipt| may_see(receipt, viewer)));
+            Ok(receipts.len() < limit)
+        },
+    )?;
     Ok(receipts)
 }
 
@@ -132,18 +149,33 @@ pub fn changed(
             .into_bytes()
     };
     let mut named = Vec::new();
-    store.visit_range(&bound(since + 1), &bound(until + 1), Direction::Ascending, |_, value| {
-        let mut parts = Unpack(value);
-        if let (Some(user), Some(kind), Some(thread)) = (parts.user(), parts.text(), parts.text()) {
-            named.push((user, kind, thread));
-        }
-        Ok(true)
-    })?;
+    store.visit_range(
+        &bound(since + 1),
+        &bound(until + 1),
+        Direction::Ascending,
+        |_, value| {
+            let mut parts = Unpack(value);
+            if let (Some(user), Some(kind), Some(thread)) =
+                (parts.user(), parts.text(), parts.text())
+            {
+                named.push((user, kind, thread));
+            }
+            Ok(true)
+        },
+    )?;
     let mut receipts = Vec::new();
     for (user, kind, thread) in named {
-        let row = store.get_raw(key(room, user, &kind, &thread))?.as_deref().and_then(parse);
+        let row = store
+            .get_raw(key(room, user, &kind, &thread))?
+            .as_deref()
+            .and_then(parse);
         if let Some((_, row)) = row {
-            receipts.push(Receipt { user, kind, thread, row });
+            receipts.push(Receipt {
+                user,
+                kind,
+                thread,
+                row,
+            });
         }
     }
     receipts.retain(|receipt| may_see(receipt, viewer));
@@ -155,7 +187,12 @@ fn receipt(key: &[u8], value: &[u8]) -> Option<Receipt> {
     parts.room()?;
     let (user, kind, thread) = (parts.user()?, parts.text()?, parts.text()?);
     let (_, row) = parse(value)?;
-    Some(Receipt { user, kind, thread, row })
+    Some(Receipt {
+        user,
+        kind,
+        thread,
+        row,
+    })
 }
 
 fn may_see(receipt: &Receipt, viewer: UserNum) -> bool {

@@ -33,7 +33,11 @@ impl Seams {
     pub fn real() -> Result<Self, getrandom::Error> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed)?;
-        Ok(Self { clock: Clock::System, entropy: Entropy::from_seed(seed), inline: false })
+        Ok(Self {
+            clock: Clock::System,
+            entropy: Entropy::from_seed(seed),
+            inline: false,
+        })
     }
 }
 
@@ -48,12 +52,17 @@ pub enum Clock {
 
 impl Clock {
     /// Milliseconds since the Unix epoch.
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the clock"
+    )]
     pub fn now_ms(&self) -> u64 {
         match self {
             Self::System => SystemTime::now()
                 .duration_since(SystemTime::UNIX_EPOCH)
-                .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+                .map_or(0, |since| {
+                    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+                }),
             Self::Simulated(now) => now.load(Ordering::Relaxed),
         }
     }
@@ -64,7 +73,10 @@ impl Clock {
     }
 
     /// A monotonic reading for deadlines and rate limits; tokio's, so that a paused test owns it.
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the clock"
+    )]
     pub fn instant(&self) -> tokio::time::Instant {
         tokio::time::Instant::now()
     }
@@ -83,7 +95,10 @@ impl Entropy {
     /// `N` random bytes.
     pub fn bytes<const N: usize>(&self) -> [u8; N] {
         let mut bytes = [0; N];
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(&mut bytes);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .fill_bytes(&mut bytes);
         bytes
     }
 
@@ -99,7 +114,11 @@ impl Entropy {
                 .into_iter()
                 .filter(|byte| *byte < 248)
                 .filter_map(|byte| LETTERS.get(usize::from(byte % 62)));
-            text.extend(letters.map(|&letter| char::from(letter)).take(length - text.len()));
+            text.extend(
+                letters
+                    .map(|&letter| char::from(letter))
+                    .take(length - text.len()),
+            );
         }
         text
     }
@@ -115,7 +134,10 @@ impl Entropy {
 ///
 /// # Panics
 /// When `work` does.
-#[expect(clippy::disallowed_methods, reason = "this is the one place that leaves the runtime's threads")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that leaves the runtime's threads"
+)]
 pub async fn heavy<T: Send + 'static>(
     inline: bool,
     work: impl FnOnce() -> T + Send + 'static,

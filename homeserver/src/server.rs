@@ -144,7 +144,11 @@ impl Server {
         crate::api::routes(&mut routes);
         let list = routes.list();
         let router = crate::http::listen::with_cors(routes.into_router());
-        Ok(Self { app, router, routes: list })
+        Ok(Self {
+            app,
+            router,
+            routes: list,
+        })
     }
 
     /// Binds every listener of the configuration and begins to serve.
@@ -168,13 +172,18 @@ impl Server {
     ///
     /// # Errors
     /// When the store cannot be read.
-    #[expect(clippy::print_stdout, reason = "this is for whoever started the process, not for the log")]
+    #[expect(
+        clippy::print_stdout,
+        reason = "this is for whoever started the process, not for the log"
+    )]
     pub fn greet(&self) -> Result<(), StoreError> {
         let url = self.app.config.public_base_url();
         println!("Guildhall serves {} at {url}", self.app.server_name());
         println!("  In Element, Cinny or another Matrix client, choose {url} as the homeserver.");
         if let Some(token) = registration::first_admin_token(&self.app.store)? {
-            println!("  Nobody administers this server yet: register with the token {token} to do so.");
+            println!(
+                "  Nobody administers this server yet: register with the token {token} to do so."
+            );
         }
         Ok(())
     }
@@ -241,7 +250,10 @@ fn server_key(name: &ServerName, store: &Store, seams: &Seams) -> Result<ServerK
     if let Some(stored) = store.get_raw(meta("server name"))? {
         let stored = String::from_utf8_lossy(&stored).into_owned();
         if stored != name.as_str() {
-            return Err(StartError::Name { stored, configured: name.to_string() });
+            return Err(StartError::Name {
+                stored,
+                configured: name.to_string(),
+            });
         }
     }
     let stored = store.get_raw(meta("signing key"))?;
@@ -252,10 +264,16 @@ fn server_key(name: &ServerName, store: &Store, seams: &Seams) -> Result<ServerK
     if let Some((seed, version)) = parsed {
         return Ok(ServerKey::from_seed(name.to_owned(), &seed, &version));
     }
-    let (seed, version) = (seams.entropy.bytes(), format!("a_{}", seams.entropy.text(6)));
+    let (seed, version) = (
+        seams.entropy.bytes(),
+        format!("a_{}", seams.entropy.text(6)),
+    );
     let mut commit = Commit::new();
     commit.put_raw(meta("server name"), Packed::new().raw(name.as_bytes()));
-    commit.put_raw(meta("signing key"), Packed::new().raw(&seed).raw(version.as_bytes()));
+    commit.put_raw(
+        meta("signing key"),
+        Packed::new().raw(&seed).raw(version.as_bytes()),
+    );
     store.commit_blocking(commit)?;
     Ok(ServerKey::from_seed(name.to_owned(), &seed, &version))
 }

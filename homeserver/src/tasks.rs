@@ -42,7 +42,8 @@ impl Tasks {
 
     /// Tells every task to stop, without waiting: long requests answer early.
     pub fn announce_stop(&self) {
-        self.stopping.store(true, std::sync::atomic::Ordering::Release);
+        self.stopping
+            .store(true, std::sync::atomic::Ordering::Release);
         self.stop.notify_waiters();
     }
 

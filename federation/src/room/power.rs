@@ -25,7 +25,9 @@ pub struct Powers<'a> {
 impl<'a> Powers<'a> {
     /// From a room's create event and its power levels, if it has any.
     pub fn new(rules: &'a AuthorizationRules, create: Arc<Pdu>, levels: Option<Arc<Pdu>>) -> Self {
-        let creators = RoomCreateEvent::new(create).creators(rules).unwrap_or_default();
+        let creators = RoomCreateEvent::new(create)
+            .creators(rules)
+            .unwrap_or_default();
         Self {
             rules,
             creators: creators.into_iter().collect(),
@@ -96,6 +98,8 @@ impl<'a> Powers<'a> {
 
 impl std::fmt::Debug for Powers<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Powers").field("creators", &self.creators).finish_non_exhaustive()
+        f.debug_struct("Powers")
+            .field("creators", &self.creators)
+            .finish_non_exhaustive()
     }
 }

@@ -65,7 +65,8 @@ pub fn look<E>(
     after: &Viewpoint,
 ) -> Option<Visible<E>> {
     use ruma::events::TimelineEventType as Kind;
-    let own_membership = *pdu.kind() == Kind::RoomMember && pdu.state_key() == Some(viewer.as_str());
+    let own_membership =
+        *pdu.kind() == Kind::RoomMember && pdu.state_key() == Some(viewer.as_str());
     let was_there = matches!(
         before.membership_at_event,
         MembershipState::Join | MembershipState::Invite | MembershipState::Knock

@@ -59,7 +59,9 @@ impl Accounts {
     /// # Errors
     /// When the store cannot be read.
     pub fn devices(&self, user: UserNum) -> ApiResult<Vec<(OwnedDeviceId, DeviceRow)>> {
-        let rows = self.store.rows(DEVICES, &DEVICES.key().user(user), DEVICES_MAX)?;
+        let rows = self
+            .store
+            .rows(DEVICES, &DEVICES.key().user(user), DEVICES_MAX)?;
         Ok(rows
             .into_iter()
             .filter_map(|(key, row)| {
@@ -71,7 +73,13 @@ impl Accounts {
     }
 
     /// Writes a device.
-    pub fn put_device(&self, commit: &mut Commit, user: UserNum, device: &DeviceId, row: &DeviceRow) {
+    pub fn put_device(
+        &self,
+        commit: &mut Commit,
+        user: UserNum,
+        device: &DeviceId,
+        row: &DeviceRow,
+    ) {
         commit.put(DEVICES, device_key(user, device), row);
     }
 
@@ -99,7 +107,9 @@ impl Accounts {
         };
         let mut commit = Commit::new();
         for ((user, device), (now_ms, address)) in seen {
-            let Some(mut row) = self.device(user, &device)? else { continue };
+            let Some(mut row) = self.device(user, &device)? else {
+                continue;
+            };
             if row.last_seen_ms + SEEN_EVERY_MS <= now_ms || row.last_seen_ip != Some(address) {
                 row.last_seen_ms = now_ms;
                 row.last_seen_ip = Some(address);

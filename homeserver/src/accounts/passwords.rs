@@ -12,14 +12,20 @@ use crate::config::HashCost;
 pub fn hash(password: &str, salt: [u8; 16], cost: HashCost) -> String {
     hasher(cost)
         .hash_password_with_salt(password.as_bytes(), &salt)
-        .expect("the configuration allows only costs that Argon2 takes, and the salt is long enough")
+        .expect(
+            "the configuration allows only costs that Argon2 takes, and the salt is long enough",
+        )
         .to_string()
 }
 
 /// Whether a password is the one that was hashed. As slow as [`hash`].
 pub fn verify(password: &str, hash: &str) -> bool {
-    let Ok(hash) = PasswordHash::new(hash) else { return false };
-    Argon2::default().verify_password(password.as_bytes(), &hash).is_ok()
+    let Ok(hash) = PasswordHash::new(hash) else {
+        return false;
+    };
+    Argon2::default()
+        .verify_password(password.as_bytes(), &hash)
+        .is_ok()
 }
 
 fn hasher(cost: HashCost) -> Argon2<'static> {

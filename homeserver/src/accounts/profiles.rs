@@ -19,7 +19,10 @@ impl Accounts {
     /// # Errors
     /// When the store cannot be read.
     pub fn profile(&self, user: UserNum) -> ApiResult<Map<String, Value>> {
-        Ok(self.store.get(PROFILES, PROFILES.key().user(user))?.unwrap_or_default())
+        Ok(self
+            .store
+            .get(PROFILES, PROFILES.key().user(user))?
+            .unwrap_or_default())
     }
 
     /// Writes a user's profile.

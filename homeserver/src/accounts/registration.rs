@@ -64,7 +64,12 @@ pub fn offer_first_admin(store: &Store, seams: &Seams) -> Result<(), StoreError>
         return Ok(());
     }
     let name = seams.entropy.text(24);
-    let row = RegistrationToken { uses_max: Some(1), used: 0, expires_ms: None, makes_admin: true };
+    let row = RegistrationToken {
+        uses_max: Some(1),
+        used: 0,
+        expires_ms: None,
+        makes_admin: true,
+    };
     let mut commit = Commit::new();
     put_token(&mut commit, &name, &row);
     commit.put_raw(first_admin_key(), Packed::new().raw(name.as_bytes()));
@@ -77,7 +82,10 @@ pub fn offer_first_admin(store: &Store, seams: &Seams) -> Result<(), StoreError>
 /// # Errors
 /// When the store cannot be read.
 pub fn first_admin_token(store: &Store) -> Result<Option<String>, StoreError> {
-    let Some(name) = store.get_raw(first_admin_key())?.and_then(|name| String::from_utf8(name).ok()) else {
+    let Some(name) = store
+        .get_raw(first_admin_key())?
+        .and_then(|name| String::from_utf8(name).ok())
+    else {
         return Ok(None);
     };
     let unused = token(store, &name)?.is_some_and(|row| row.used == 0);
@@ -89,9 +97,12 @@ pub fn first_admin_token(store: &Store) -> Result<Option<String>, StoreError> {
 /// # Errors
 /// When the store cannot be read.
 pub fn is_valid(app: &App, name: &str) -> ApiResult<bool> {
-    let Some(row) = token(&app.store, name)? else { return Ok(false) };
+    let Some(row) = token(&app.store, name)? else {
+        return Ok(false);
+    };
     let now_ms = app.clock.now_ms();
-    Ok(row.uses_max.is_none_or(|most| row.used < most) && row.expires_ms.is_none_or(|end| end > now_ms))
+    Ok(row.uses_max.is_none_or(|most| row.used < most)
+        && row.expires_ms.is_none_or(|end| end > now_ms))
 }
 
 /// That a token lets somebody register now.
@@ -111,16 +122,19 @@ pub fn check_token(app: &App, name: &str) -> ApiResult<()> {
 /// `M_INVALID_USERNAME`, `M_USER_IN_USE`, or `M_EXCLUSIVE` when it belongs to an application service
 /// other than `service`.
 pub fn check_name(app: &App, user_id: &UserId, service: Option<&str>) -> ApiResult<()> {
-    let grammatical = user_id.localpart().bytes().all(|byte| {
-        matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'=' | b'-' | b'/' | b'+')
-    });
-    if !grammatical || user_id.localpart().is_empty() || user_id.as_str().len() > USER_ID_BYTES_MAX {
+    let grammatical = user_id.localpart().bytes().all(
+        |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'=' | b'-' | b'/' | b'+'),
+    );
+    if !grammatical || user_id.localpart().is_empty() || user_id.as_str().len() > USER_ID_BYTES_MAX
+    {
         return Err(ApiError::invalid_username(
             "a user name is made of a-z, 0-9, and . _ = - / +, and is not too long",
         ));
     }
     if app.appservices.claims_user(user_id, service) {
-        return Err(ApiError::exclusive("the user name belongs to an application service"));
+        return Err(ApiError::exclusive(
+            "the user name belongs to an application service",
+        ));
     }
     if let Some(user) = app.store.find_user(user_id)?
         && app.accounts.user(user)?.is_some()
@@ -137,10 +151,14 @@ pub fn check_name(app: &App, user_id: &UserId, service: Option<&str>) -> ApiResu
 pub fn check_password(app: &App, password: &str) -> ApiResult<()> {
     let least = app.config.passwords.length_min;
     if password.chars().count() < least {
-        return Err(ApiError::weak_password(format!("a password has at least {least} characters")));
+        return Err(ApiError::weak_password(format!(
+            "a password has at least {least} characters"
+        )));
     }
     if password.len() > PASSWORD_BYTES_MAX {
-        return Err(ApiError::invalid_param(format!("a password has at most {PASSWORD_BYTES_MAX} bytes")));
+        return Err(ApiError::invalid_param(format!(
+            "a password has at most {PASSWORD_BYTES_MAX} bytes"
+        )));
     }
     Ok(())
 }
@@ -148,7 +166,10 @@ pub fn check_password(app: &App, password: &str) -> ApiResult<()> {
 /// The hash of a new password.
 pub async fn hash_password(app: &App, password: String) -> String {
     let (salt, cost) = (app.entropy.bytes(), app.config.password_hash_cost());
-    heavy(app.seams.inline, move || passwords::hash(&password, salt, cost)).await
+    heavy(app.seams.inline, move || {
+        passwords::hash(&password, salt, cost)
+    })
+    .await
 }
 
 /// What a new account is like.
@@ -170,7 +191,11 @@ pub struct NewAccount {
 ///
 /// # Errors
 /// `M_USER_IN_USE` when somebody was faster.
-pub async fn register(app: &App, user_id: &UserId, new: NewAccount) -> ApiResult<store::keys::UserNum> {
+pub async fn register(
+    app: &App,
+    user_id: &UserId,
+    new: NewAccount,
+) -> ApiResult<store::keys::UserNum> {
     let password_hash = match new.password {
         Some(password) => Some(hash_password(app, password).await),
         None => None,

@@ -93,7 +93,11 @@ pub fn hash(token: &str) -> TokenHash {
 }
 
 fn device_token_key(user: UserNum, device: &DeviceId, kind: Keyspace, token: TokenHash) -> Packed {
-    Packed::key(Keyspace::DEVICE_TOKEN).user(user).text(device.as_str()).u8(kind.0).raw(&token)
+    Packed::key(Keyspace::DEVICE_TOKEN)
+        .user(user)
+        .text(device.as_str())
+        .u8(kind.0)
+        .raw(&token)
 }
 
 impl Accounts {
@@ -152,19 +156,30 @@ impl Accounts {
             refresh,
         };
         commit.put(TOKENS, TOKENS.key().raw(&token), &row);
-        commit.put_raw(device_token_key(user, device, Keyspace::TOKEN, token), Packed::new());
+        commit.put_raw(
+            device_token_key(user, device, Keyspace::TOKEN, token),
+            Packed::new(),
+        );
         if let Some(refresh) = refresh {
             let row = RefreshRow {
                 user,
                 device: device.to_owned(),
-                expires_ms: lifetimes.and_then(|lifetimes| lifetimes.refresh_ms).map(|ms| now_ms + ms),
+                expires_ms: lifetimes
+                    .and_then(|lifetimes| lifetimes.refresh_ms)
+                    .map(|ms| now_ms + ms),
                 next: None,
             };
             commit.put(REFRESH_TOKENS, REFRESH_TOKENS.key().raw(&refresh), &row);
-            commit
-                .put_raw(device_token_key(user, device, Keyspace::REFRESH_TOKEN, refresh), Packed::new());
+            commit.put_raw(
+                device_token_key(user, device, Keyspace::REFRESH_TOKEN, refresh),
+                Packed::new(),
+            );
         }
-        NewSession { access_token, refresh_token, expires_in_ms }
+        NewSession {
+            access_token,
+            refresh_token,
+            expires_in_ms,
+        }
     }
 
     /// Exchanges a refresh token. The old access token and the used refresh token end when one of
@@ -191,10 +206,22 @@ impl Accounts {
         if let Some((access, refresh)) = row.next.take() {
             // The answer to the first exchange was lost: what it gave out was never used.
             self.drop_token(&mut commit, row.user, &row.device, Keyspace::TOKEN, access);
-            self.drop_token(&mut commit, row.user, &row.device, Keyspace::REFRESH_TOKEN, refresh);
+            self.drop_token(
+                &mut commit,
+                row.user,
+                &row.device,
+                Keyspace::REFRESH_TOKEN,
+                refresh,
+            );
         }
-        let new =
-            self.issue_tokens(&mut commit, row.user, &row.device, entropy, now_ms, Some(lifetimes));
+        let new = self.issue_tokens(
+            &mut commit,
+            row.user,
+            &row.device,
+            entropy,
+            now_ms,
+            Some(lifetimes),
+        );
         let new_refresh = new.refresh_token.as_deref().map(hash);
         row.next = new_refresh.map(|refresh| (hash(&new.access_token), refresh));
         commit.put(REFRESH_TOKENS, REFRESH_TOKENS.key().raw(&old), &row);
@@ -203,7 +230,10 @@ impl Accounts {
             Packed::new().raw(&old),
         );
         if let Some(new_refresh) = new_refresh {
-            commit.put_raw(Packed::key(Keyspace::SUPERSEDES).raw(&new_refresh), Packed::new().raw(&old));
+            commit.put_raw(
+                Packed::key(Keyspace::SUPERSEDES).raw(&new_refresh),
+                Packed::new().raw(&old),
+            );
         }
         self.store.commit(commit).await?;
         Ok(new)
@@ -215,15 +245,29 @@ impl Accounts {
     /// When the store cannot be read or written.
     pub async fn first_use(&self, session: &Session) -> ApiResult<()> {
         let key = || Packed::key(Keyspace::SUPERSEDES).raw(&session.token);
-        let Some(old) = self.store.get_raw(key())? else { return Ok(()) };
+        let Some(old) = self.store.get_raw(key())? else {
+            return Ok(());
+        };
         let mut commit = Commit::new();
         commit.delete(key());
         if let Ok(old) = TokenHash::try_from(&*old) {
-            self.drop_token(&mut commit, session.user, &session.device, Keyspace::REFRESH_TOKEN, old);
+            self.drop_token(
+                &mut commit,
+                session.user,
+                &session.device,
+                Keyspace::REFRESH_TOKEN,
+                old,
+            );
             for token in self.tokens_of(session.user, &session.device, Keyspace::TOKEN)? {
                 let row = self.store.get(TOKENS, TOKENS.key().raw(&token))?;
                 if row.is_some_and(|row| row.refresh == Some(old)) {
-                    self.drop_token(&mut commit, session.user, &session.device, Keyspace::TOKEN, token);
+                    self.drop_token(
+                        &mut commit,
+                        session.user,
+                        &session.device,
+                        Keyspace::TOKEN,
+                        token,
+                    );
                 }
             }
         }
@@ -238,7 +282,12 @@ impl Accounts {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn end_session(&self, commit: &mut Commit, user: UserNum, device: &DeviceId) -> ApiResult<()> {
+    pub fn end_session(
+        &self,
+        commit: &mut Commit,
+        user: UserNum,
+        device: &DeviceId,
+    ) -> ApiResult<()> {
         for kind in [Keyspace::TOKEN, Keyspace::REFRESH_TOKEN] {
             for token in self.tokens_of(user, device, kind)? {
                 self.drop_token(commit, user, device, kind, token);
@@ -247,13 +296,24 @@ impl Accounts {
         Ok(())
     }
 
-    fn tokens_of(&self, user: UserNum, device: &DeviceId, kind: Keyspace) -> ApiResult<Vec<TokenHash>> {
-        let prefix =
-            Packed::key(Keyspace::DEVICE_TOKEN).user(user).text(device.as_str()).u8(kind.0);
+    fn tokens_of(
+        &self,
+        user: UserNum,
+        device: &DeviceId,
+        kind: Keyspace,
+    ) -> ApiResult<Vec<TokenHash>> {
+        let prefix = Packed::key(Keyspace::DEVICE_TOKEN)
+            .user(user)
+            .text(device.as_str())
+            .u8(kind.0);
         let mut tokens = Vec::new();
         self.store.visit(&prefix, Direction::Ascending, |key, _| {
             let mut parts = Unpack::key(key);
-            let hash = parts.user().and_then(|_| parts.text()).and_then(|_| parts.u8()).and_then(|_| parts.hash());
+            let hash = parts
+                .user()
+                .and_then(|_| parts.text())
+                .and_then(|_| parts.u8())
+                .and_then(|_| parts.hash());
             tokens.extend(hash);
             Ok(true)
         })?;

@@ -54,7 +54,10 @@ impl Accounts {
         user: UserNum,
         change: impl FnOnce(&mut UserRow),
     ) -> ApiResult<()> {
-        let mut row = self.user(user)?.map(|row| UserRow::clone(&row)).unwrap_or_default();
+        let mut row = self
+            .user(user)?
+            .map(|row| UserRow::clone(&row))
+            .unwrap_or_default();
         change(&mut row);
         let mut commit = Commit::new();
         self.put_user(&mut commit, user, &row);
@@ -74,15 +77,19 @@ impl Accounts {
     ) -> ApiResult<Vec<(UserNum, UserRow)>> {
         let first = after.map_or(0, |user| user.0 + 1);
         let mut users = Vec::new();
-        let (from, to) = (USERS.key().u64(first).into_bytes(), USERS.key().end_of_prefix());
-        self.store.visit_range(&from, &to, store::kv::Direction::Ascending, |key, value| {
-            if users.len() == limit {
-                return Ok(false);
-            }
-            let user = store::keys::Unpack::key(key).user();
-            users.extend(user.zip(serde_json::from_slice(value).ok()));
-            Ok(true)
-        })?;
+        let (from, to) = (
+            USERS.key().u64(first).into_bytes(),
+            USERS.key().end_of_prefix(),
+        );
+        self.store
+            .visit_range(&from, &to, store::kv::Direction::Ascending, |key, value| {
+                if users.len() == limit {
+                    return Ok(false);
+                }
+                let user = store::keys::Unpack::key(key).user();
+                users.extend(user.zip(serde_json::from_slice(value).ok()));
+                Ok(true)
+            })?;
         Ok(users)
     }
 
@@ -93,10 +100,11 @@ impl Accounts {
     pub fn is_empty(&self) -> ApiResult<bool> {
         let mut empty = true;
         let prefix: Packed = USERS.key();
-        self.store.visit(&prefix, store::kv::Direction::Ascending, |_, _| {
-            empty = false;
-            Ok(false)
-        })?;
+        self.store
+            .visit(&prefix, store::kv::Direction::Ascending, |_, _| {
+                empty = false;
+                Ok(false)
+            })?;
         Ok(empty)
     }
 }

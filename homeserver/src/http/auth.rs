@@ -23,10 +23,7 @@ pub trait Auth: Sized + Send + 'static {
     const PUBLIC: bool;
 
     /// Finds out who makes the request.
-    fn authenticate(
-        app: &App,
-        parts: &mut Parts,
-    ) -> impl Future<Output = ApiResult<Self>> + Send;
+    fn authenticate(app: &App, parts: &mut Parts) -> impl Future<Output = ApiResult<Self>> + Send;
 }
 
 /// The address that a request came from, as the listener or a trusted proxy says.
@@ -36,7 +33,11 @@ pub struct Client(pub IpAddr);
 impl Client {
     /// The address of a request; the loopback address where there was no socket.
     pub fn of(parts: &Parts) -> Self {
-        parts.extensions.get::<Self>().copied().unwrap_or(Self(IpAddr::from([127, 0, 0, 1])))
+        parts
+            .extensions
+            .get::<Self>()
+            .copied()
+            .unwrap_or(Self(IpAddr::from([127, 0, 0, 1])))
     }
 }
 
@@ -93,7 +94,9 @@ impl Caller {
         if self.account.admin {
             return Ok(());
         }
-        Err(ApiError::forbidden("only an admin of this server may do this"))
+        Err(ApiError::forbidden(
+            "only an admin of this server may do this",
+        ))
     }
 
     /// That the caller is not suspended. Spec: client-server API, "Account suspension".
@@ -104,7 +107,11 @@ impl Caller {
         if !self.account.suspended {
             return Ok(());
         }
-        Err(ApiError::new(StatusCode::FORBIDDEN, "M_USER_SUSPENDED", "the account is suspended"))
+        Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "M_USER_SUSPENDED",
+            "the account is suspended",
+        ))
     }
 
     /// That the caller may do `doing` once more now.
@@ -112,7 +119,11 @@ impl Caller {
     /// # Errors
     /// `M_LIMIT_EXCEEDED`.
     pub fn limit(&self, app: &App, doing: Doing) -> ApiResult<()> {
-        if self.service.as_ref().is_some_and(|service| !service.rate_limited.unwrap_or(true)) {
+        if self
+            .service
+            .as_ref()
+            .is_some_and(|service| !service.rate_limited.unwrap_or(true))
+        {
             return Ok(());
         }
         app.limits.user(app, doing, self.user)
@@ -213,7 +224,9 @@ pub fn token(app: &App, parts: &Parts) -> ApiResult<Option<String>> {
     if let Some(header) = parts.headers.get(header::AUTHORIZATION) {
         let bearer = header.to_str().ok().and_then(|header| {
             let (scheme, token) = header.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+            scheme
+                .eq_ignore_ascii_case("bearer")
+                .then(|| token.trim().to_owned())
         });
         return bearer
             .map(Some)
@@ -270,12 +283,18 @@ fn masquerade(
         None => app.local_user_id(&service.sender_localpart)?,
     };
     let own = app.is_local(&user_id)
-        && (user_id.localpart() == service.sender_localpart || service.is_interested_in_user(&user_id));
+        && (user_id.localpart() == service.sender_localpart
+            || service.is_interested_in_user(&user_id));
     if !own {
-        return Err(ApiError::forbidden("the user is not in the application service's namespaces"));
+        return Err(ApiError::forbidden(
+            "the user is not in the application service's namespaces",
+        ));
     }
     let user = app.store.find_user(&user_id)?;
-    let account = user.map(|user| app.accounts.user(user)).transpose()?.flatten();
+    let account = user
+        .map(|user| app.accounts.user(user))
+        .transpose()?
+        .flatten();
     let (user, account) = user
         .zip(account)
         .ok_or_else(|| ApiError::forbidden("the user is not registered"))?;
@@ -294,5 +313,13 @@ fn masquerade(
             "the user has no such device",
         ));
     }
-    Ok(Caller { user, user_id, device, session: None, service: Some(service), account, address })
+    Ok(Caller {
+        user,
+        user_id,
+        device,
+        session: None,
+        service: Some(service),
+        account,
+        address,
+    })
 }

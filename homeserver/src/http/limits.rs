@@ -115,7 +115,10 @@ impl Limits {
         }
         let rate = rate(&app.config.limits, doing);
         let now_us = app.clock.now_ms() * 1_000;
-        let mut entries = self.free_at_us.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self
+            .free_at_us
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if entries.len() >= ENTRIES_MAX {
             entries.retain(|_, free_at| *free_at > now_us);
             while entries.len() >= ENTRIES_MAX {
@@ -130,7 +133,11 @@ impl Limits {
 
 /// The new time at which all of the burst is free, or after how many milliseconds to try again.
 fn next(free_at_us: u64, now_us: u64, rate: &Rate) -> Result<u64, u64> {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rates are checked to be in 0.0001..=10,000")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "rates are checked to be in 0.0001..=10,000"
+    )]
     let cost_us = (1_000_000.0 / rate.per_second) as u64;
     let free_at = free_at_us.max(now_us) + cost_us;
     let allowed_until = now_us + cost_us * u64::from(rate.burst);
@@ -147,7 +154,10 @@ mod tests {
 
     #[test]
     fn a_burst_passes_and_then_the_rate_holds() {
-        let rate = Rate { per_second: 2.0, burst: 3 };
+        let rate = Rate {
+            per_second: 2.0,
+            burst: 3,
+        };
         let mut free_at = 0;
         for _ in 0..3 {
             free_at = next(free_at, 1_000_000, &rate).unwrap();
@@ -160,7 +170,10 @@ mod tests {
 
     #[test]
     fn a_pause_gives_back_no_more_than_the_burst() {
-        let rate = Rate { per_second: 1.0, burst: 2 };
+        let rate = Rate {
+            per_second: 1.0,
+            burst: 2,
+        };
         let later = 1_000_000_000;
         let free_at = next(next(0, later, &rate).unwrap(), later, &rate).unwrap();
         assert_eq!(next(free_at, later, &rate), Err(1_000));

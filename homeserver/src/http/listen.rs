@@ -79,14 +79,19 @@ impl Bound {
         let address = config.address;
         let tls = match (&config.tls_certificate_file, &config.tls_key_file) {
             (Some(certificate), Some(key)) => Some(
-                tls_config(certificate, key).map_err(|reason| ListenError::Tls { address, reason })?,
+                tls_config(certificate, key)
+                    .map_err(|reason| ListenError::Tls { address, reason })?,
             ),
             _ => None,
         };
         let listener = TcpListener::bind(address)
             .await
             .map_err(|source| ListenError::Bind { address, source })?;
-        Ok(Self { listener, tls, config })
+        Ok(Self {
+            listener,
+            tls,
+            config,
+        })
     }
 
     /// The address it is bound to.
@@ -107,7 +112,9 @@ impl Bound {
                 accepted = accept(&self.listener, &connections) => accepted,
             };
             while tasks.try_join_next().is_some() {}
-            let Some((stream, address, place)) = accepted else { continue };
+            let Some((stream, address, place)) = accepted else {
+                continue;
+            };
             let service = TowerToHyperService::new(Named {
                 router: router.clone(),
                 config: config.clone(),
@@ -119,7 +126,8 @@ impl Bound {
                     None => serve_connection(stream, service, watcher).await,
                     Some(tls) => {
                         let handshake = TlsAcceptor::from(tls).accept(stream);
-                        if let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, handshake).await {
+                        if let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, handshake).await
+                        {
                             serve_connection(stream, service, watcher).await;
                         }
                     }
@@ -128,7 +136,10 @@ impl Bound {
             });
         }
         drop(self.listener);
-        if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
+        if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown())
+            .await
+            .is_err()
+        {
             tracing::warn!("some connections did not end in time");
         }
         tasks.abort_all();
@@ -160,9 +171,17 @@ async fn serve_connection(
     watcher: hyper_util::server::graceful::Watcher,
 ) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(100);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(100);
+    let connection = builder
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .into_owned();
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, "a connection ended early");
     }
@@ -187,7 +206,11 @@ impl Named {
                 .filter_map(|address| address.trim().parse::<IpAddr>().ok())
                 .find(|address| !self.config.trusts(*address))
         };
-        if self.config.trusts(self.peer) { forwarded().unwrap_or(self.peer) } else { self.peer }
+        if self.config.trusts(self.peer) {
+            forwarded().unwrap_or(self.peer)
+        } else {
+            self.peer
+        }
     }
 }
 
@@ -225,17 +248,28 @@ async fn cors(request: Request, next: Next) -> Response {
         next.run(request).await
     };
     let headers = response.headers_mut();
-    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_ORIGIN,
+        HeaderValue::from_static("*"),
+    );
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_METHODS,
         HeaderValue::from_static("GET, POST, PUT, DELETE, PATCH, HEAD, OPTIONS"),
     );
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static("X-Requested-With, Content-Type, Authorization, Date, If-Match, If-None-Match"),
+        HeaderValue::from_static(
+            "X-Requested-With, Content-Type, Authorization, Date, If-Match, If-None-Match",
+        ),
     );
-    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("ETag, Location, Retry-After"));
-    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
+    headers.insert(
+        header::ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("ETag, Location, Retry-After"),
+    );
+    headers.insert(
+        header::ACCESS_CONTROL_MAX_AGE,
+        HeaderValue::from_static("86400"),
+    );
     response
 }
 

@@ -3,7 +3,9 @@
 //! The list of what was added is kept, so that a test can compare it with `spec/coverage.md` and try
 //! every route without credentials.
 
-use std::{collections::BTreeMap, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration,
+};
 
 use axum::{
     Router,
@@ -81,7 +83,11 @@ impl RawRequest {
     /// # Errors
     /// `M_NOT_JSON` or `M_BAD_JSON`.
     pub fn json<T: DeserializeOwned>(&self) -> ApiResult<T> {
-        let body: &[u8] = if self.body.is_empty() { b"{}" } else { &self.body };
+        let body: &[u8] = if self.body.is_empty() {
+            b"{}"
+        } else {
+            &self.body
+        };
         serde_json::from_slice(body).map_err(|error| json_error(&error))
     }
 }
@@ -89,7 +95,12 @@ impl RawRequest {
 impl Routes {
     /// No routes yet.
     pub fn new(app: App) -> Self {
-        Self { app, router: Router::new(), list: Vec::new(), shapes: BTreeMap::new() }
+        Self {
+            app,
+            router: Router::new(),
+            list: Vec::new(),
+            shapes: BTreeMap::new(),
+        }
     }
 
     /// Adds the handler of a typed endpoint at every path that the endpoint ever had.
@@ -125,7 +136,12 @@ impl Routes {
     {
         self.route(method, path, move |app, auth, request| {
             let handler = handler.clone();
-            async move { Ok(json_reply(StatusCode::OK, &handler(app, auth, request).await?)) }
+            async move {
+                Ok(json_reply(
+                    StatusCode::OK,
+                    &handler(app, auth, request).await?,
+                ))
+            }
         });
     }
 
@@ -218,8 +234,12 @@ async fn guarded(work: impl Future<Output = ApiResult<Response>>) -> Response {
         Ok(Err(error)) => error.into_response(),
         Err(_) => {
             tracing::error!("a handler panicked");
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", "Internal server error")
-                .into_response()
+            ApiError::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "M_UNKNOWN",
+                "Internal server error",
+            )
+            .into_response()
         }
     }
 }

@@ -37,7 +37,9 @@ pub struct Reserved(#[expect(dead_code, reason = "held, not read")] OwnedMutexGu
 /// `M_INVALID_PARAM` when it is another server's, `M_ROOM_IN_USE` when it is taken.
 pub async fn reserve(app: &App, alias: &RoomAliasId) -> ApiResult<Reserved> {
     if alias.server_name() != app.server_name() {
-        return Err(ApiError::invalid_param("the alias is not one of this server"));
+        return Err(ApiError::invalid_param(
+            "the alias is not one of this server",
+        ));
     }
     let lock = app.rooms.lock_aliases().await;
     if find(&app.store, alias)?.is_some() {
@@ -56,7 +58,10 @@ pub fn find(store: &Store, alias: &RoomAliasId) -> Result<Option<AliasRow>, Stor
 
 /// Makes an alias.
 pub fn put(commit: &mut Commit, alias: &RoomAliasId, room: RoomNum, creator: &UserId) {
-    let row = AliasRow { room, creator: creator.to_owned() };
+    let row = AliasRow {
+        room,
+        creator: creator.to_owned(),
+    };
     commit.put(ALIASES, ALIASES.key().text(alias.as_str()), &row);
     commit.put_raw(room_alias_key(room).text(alias.as_str()), Packed::new());
 }
@@ -75,7 +80,10 @@ pub fn of_room(store: &Store, room: RoomNum) -> Result<Vec<OwnedRoomAliasId>, St
     let mut aliases = Vec::new();
     store.visit(&room_alias_key(room), Direction::Ascending, |key, _| {
         let mut parts = Unpack::key(key);
-        let alias = parts.room().and_then(|_| parts.text()).and_then(|text| text.try_into().ok());
+        let alias = parts
+            .room()
+            .and_then(|_| parts.text())
+            .and_then(|text| text.try_into().ok());
         aliases.extend(alias);
         Ok(true)
     })?;
@@ -101,5 +109,7 @@ pub fn unpublish(commit: &mut Commit, room: RoomNum) {
 /// # Errors
 /// When the store cannot be read.
 pub fn is_published(store: &Store, room: RoomNum) -> Result<bool, StoreError> {
-    Ok(store.get_raw(Packed::key(Keyspace::PUBLISHED).room(room))?.is_some())
+    Ok(store
+        .get_raw(Packed::key(Keyspace::PUBLISHED).room(room))?
+        .is_some())
 }

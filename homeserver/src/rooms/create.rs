@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use federation::event::{Draft, DraftContext};
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId,
-    room_version_rules::RoomVersionRules,
+    MilliSecondsSinceUnixEpoch, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId,
+    UserId, room_version_rules::RoomVersionRules,
 };
 use serde_json::{Map, Value, json, value::RawValue};
 use store::Commit;
@@ -78,7 +78,10 @@ pub async fn create(app: &App, caller: &Caller, mut room: NewRoom) -> ApiResult<
             "a new room takes at most {INVITES_MAX} invites and {INITIAL_STATE_MAX} state events"
         )));
     }
-    let version = room.version.clone().unwrap_or_else(|| app.default_room_version());
+    let version = room
+        .version
+        .clone()
+        .unwrap_or_else(|| app.default_room_version());
     let rules = rules_of(&version)?;
     if room.preset == Preset::TrustedPrivateChat && rules.authorization.additional_room_creators {
         add_creators(&mut room)?;
@@ -90,14 +93,23 @@ pub async fn create(app: &App, caller: &Caller, mut room: NewRoom) -> ApiResult<
     let create = create_content(&room.creation_content, &version, &caller.user_id, rules)?;
     let (mut turn, timestamp) = first_turn(app, caller, &version, rules, &create).await?;
     let mut commit = Commit::new();
-    let mut add = Adding { app, caller, turn: &mut turn, commit: &mut commit, timestamp };
+    let mut add = Adding {
+        app,
+        caller,
+        turn: &mut turn,
+        commit: &mut commit,
+        timestamp,
+    };
     add.event("m.room.create", "", &create).await?;
     let join = Change::plain(caller.user_id.clone(), To::Join);
     members::append(app, add.turn, add.commit, caller, join).await?;
     let levels = power_levels(&room, &caller.user_id, rules);
-    add.event("m.room.power_levels", "", &levels).await.map_err(invalid_state)?;
+    add.event("m.room.power_levels", "", &levels)
+        .await
+        .map_err(invalid_state)?;
     if let Some(alias) = &room.alias {
-        add.event("m.room.canonical_alias", "", &json!({ "alias": alias })).await?;
+        add.event("m.room.canonical_alias", "", &json!({ "alias": alias }))
+            .await?;
     }
     for (kind, content) in preset_events(&room) {
         add.event(kind, "", &content).await?;
@@ -106,15 +118,23 @@ pub async fn create(app: &App, caller: &Caller, mut room: NewRoom) -> ApiResult<
         let named = (kind == "m.room.name" && room.name.is_some())
             || (kind == "m.room.topic" && room.topic.is_some());
         if !named {
-            add.raw(kind, state_key, content).await.map_err(invalid_state)?;
+            add.raw(kind, state_key, content)
+                .await
+                .map_err(invalid_state)?;
         }
     }
     if let Some(name) = &room.name {
-        add.event("m.room.name", "", &json!({ "name": name })).await?;
+        add.event("m.room.name", "", &json!({ "name": name }))
+            .await?;
     }
     if let Some(topic) = &room.topic {
         let rich = json!({ "m.text": [{ "body": topic }] });
-        add.event("m.room.topic", "", &json!({ "topic": topic, "m.topic": rich })).await?;
+        add.event(
+            "m.room.topic",
+            "",
+            &json!({ "topic": topic, "m.topic": rich }),
+        )
+        .await?;
     }
     for user_id in std::mem::take(&mut room.invite) {
         let mut invite = Change::plain(user_id, To::Invite);
@@ -145,18 +165,31 @@ struct Adding<'a> {
 
 impl Adding<'_> {
     async fn event(&mut self, kind: &str, state_key: &str, content: &Value) -> ApiResult<()> {
-        let content = serde_json::value::to_raw_value(content).map_err(|error| ApiError::internal(&error))?;
-        self.raw(kind.to_owned(), state_key.to_owned(), content).await
+        let content =
+            serde_json::value::to_raw_value(content).map_err(|error| ApiError::internal(&error))?;
+        self.raw(kind.to_owned(), state_key.to_owned(), content)
+            .await
     }
 
-    async fn raw(&mut self, kind: String, state_key: String, content: Box<RawValue>) -> ApiResult<()> {
+    async fn raw(
+        &mut self,
+        kind: String,
+        state_key: String,
+        content: Box<RawValue>,
+    ) -> ApiResult<()> {
         if kind == "m.room.create" && !self.turn.head.state.is_empty() {
             return Err(ApiError::invalid_param("a room is created only once"));
         }
         if kind == "m.room.member" {
-            return Err(ApiError::invalid_param("a new room's members are invited, not set"));
+            return Err(ApiError::invalid_param(
+                "a new room's members are invited, not set",
+            ));
         }
-        let timestamp = if kind == "m.room.create" { self.timestamp } else { self.app.clock.now() };
+        let timestamp = if kind == "m.room.create" {
+            self.timestamp
+        } else {
+            self.app.clock.now()
+        };
         let append = Append {
             sender: self.caller.user_id.clone(),
             draft: Draft::state(kind, state_key, content),
@@ -180,16 +213,24 @@ fn add_creators(room: &mut NewRoom) -> ApiResult<()> {
     if room.invite.is_empty() {
         return Ok(());
     }
-    let named = room.creation_content.remove("additional_creators").unwrap_or(json!([]));
+    let named = room
+        .creation_content
+        .remove("additional_creators")
+        .unwrap_or(json!([]));
     let Value::Array(named) = named else {
-        return Err(ApiError::invalid_param("`additional_creators` is not a list"));
+        return Err(ApiError::invalid_param(
+            "`additional_creators` is not a list",
+        ));
     };
     let mut creators: BTreeSet<String> = room.invite.iter().map(ToString::to_string).collect();
     for creator in named {
-        let creator = creator.as_str().ok_or_else(|| ApiError::invalid_param("an additional creator is not a user ID"))?;
+        let creator = creator
+            .as_str()
+            .ok_or_else(|| ApiError::invalid_param("an additional creator is not a user ID"))?;
         creators.insert(creator.to_owned());
     }
-    room.creation_content.insert("additional_creators".to_owned(), json!(creators));
+    room.creation_content
+        .insert("additional_creators".to_owned(), json!(creators));
     Ok(())
 }
 
@@ -215,18 +256,24 @@ fn create_content(
 }
 
 fn check_creators(content: &Map<String, Value>) -> ApiResult<()> {
-    let Some(creators) = content.get("additional_creators") else { return Ok(()) };
+    let Some(creators) = content.get("additional_creators") else {
+        return Ok(());
+    };
     let valid = creators.as_array().is_some_and(|creators| {
         creators.iter().all(|creator| {
             creator.as_str().is_some_and(|creator| {
-                UserId::parse(creator).is_ok_and(|user_id| user_id.validate_strict().is_ok() || user_id.validate_historical().is_ok())
+                UserId::parse(creator).is_ok_and(|user_id| {
+                    user_id.validate_strict().is_ok() || user_id.validate_historical().is_ok()
+                })
             })
         })
     });
     if valid {
         return Ok(());
     }
-    Err(ApiError::invalid_param("`additional_creators` is not a list of user IDs"))
+    Err(ApiError::invalid_param(
+        "`additional_creators` is not a list of user IDs",
+    ))
 }
 
 /// The first turn of the new room. In versions that derive its ID from the create event, two rooms
@@ -260,7 +307,8 @@ fn derived_room_id(
     create: &Value,
     timestamp: MilliSecondsSinceUnixEpoch,
 ) -> ApiResult<OwnedRoomId> {
-    let content = serde_json::value::to_raw_value(create).map_err(|error| ApiError::internal(&error))?;
+    let content =
+        serde_json::value::to_raw_value(create).map_err(|error| ApiError::internal(&error))?;
     let context = DraftContext {
         room_id: None,
         sender: &caller.user_id,
@@ -281,7 +329,11 @@ fn power_levels(room: &NewRoom, creator: &UserId, rules: &RoomVersionRules) -> V
     if !creators_stand_above {
         users.insert(creator.to_string(), 100.into());
         if room.preset == Preset::TrustedPrivateChat {
-            users.extend(room.invite.iter().map(|user_id| (user_id.to_string(), 100.into())));
+            users.extend(
+                room.invite
+                    .iter()
+                    .map(|user_id| (user_id.to_string(), 100.into())),
+            );
         }
     }
     let tombstone = if creators_stand_above { 150 } else { 100 };
@@ -320,10 +372,18 @@ fn preset_events(room: &NewRoom) -> Vec<(&'static str, Value)> {
     };
     [
         ("m.room.join_rules", json!({ "join_rule": join_rule })),
-        ("m.room.history_visibility", json!({ "history_visibility": "shared" })),
+        (
+            "m.room.history_visibility",
+            json!({ "history_visibility": "shared" }),
+        ),
         ("m.room.guest_access", json!({ "guest_access": guests })),
     ]
     .into_iter()
-    .filter(|(kind, _)| !room.initial_state.iter().any(|(other, key, _)| other == kind && key.is_empty()))
+    .filter(|(kind, _)| {
+        !room
+            .initial_state
+            .iter()
+            .any(|(other, key, _)| other == kind && key.is_empty())
+    })
     .collect()
 }

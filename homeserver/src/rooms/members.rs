@@ -12,11 +12,7 @@ use ruma::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use store::{
-    Commit,
-    keys::UserNum,
-    rooms::Membership,
-};
+use store::{Commit, keys::UserNum, rooms::Membership};
 
 use super::{Turn, turn::Append};
 use crate::{
@@ -60,7 +56,12 @@ pub enum To {
 impl Change {
     /// A change without a reason.
     pub fn plain(target: impl Into<OwnedUserId>, to: To) -> Self {
-        Self { target: target.into(), to, reason: None, extra: Map::new() }
+        Self {
+            target: target.into(),
+            to,
+            reason: None,
+            extra: Map::new(),
+        }
     }
 }
 
@@ -109,12 +110,17 @@ pub async fn append(
     let target = &change.target;
     let present = turn.membership(target)?;
     match (change.to, present) {
-        (To::Join, Membership::Join) | (To::Knock, Membership::Knock) | (To::Ban, Membership::Ban) => {
+        (To::Join, Membership::Join)
+        | (To::Knock, Membership::Knock)
+        | (To::Ban, Membership::Ban) => {
             return Ok(None);
         }
         (To::Leave, Membership::Leave) => {
             let user = app.store.find_user(target)?;
-            let was_there = user.map(|user| app.store.user_room(user, turn.room)).transpose()?.flatten();
+            let was_there = user
+                .map(|user| app.store.user_room(user, turn.room))
+                .transpose()?
+                .flatten();
             if was_there.is_some() {
                 return Ok(None);
             }
@@ -135,7 +141,10 @@ pub async fn append(
     for key in ["membership", "reason", "join_authorised_via_users_server"] {
         content.remove(key);
     }
-    content.insert("membership".to_owned(), change.to.membership().to_string().into());
+    content.insert(
+        "membership".to_owned(),
+        change.to.membership().to_string().into(),
+    );
     if let Some(reason) = change.reason {
         content.insert("reason".to_owned(), reason.into());
     }
@@ -145,13 +154,17 @@ pub async fn append(
     if change.to == To::Join && present != Membership::Invite {
         let authoriser = authoriser(app, turn, target)?;
         if let Some(authoriser) = authoriser {
-            content.insert("join_authorised_via_users_server".to_owned(), authoriser.to_string().into());
+            content.insert(
+                "join_authorised_via_users_server".to_owned(),
+                authoriser.to_string().into(),
+            );
         }
     }
     if change.to == To::Invite {
         crate::account_data::check_invite_allowed(app, &caller.user_id, target)?;
     }
-    let content = serde_json::value::to_raw_value(&content).map_err(|error| ApiError::internal(&error))?;
+    let content =
+        serde_json::value::to_raw_value(&content).map_err(|error| ApiError::internal(&error))?;
     let append = Append {
         sender: caller.user_id.clone(),
         draft: Draft::state("m.room.member", change.target.as_str(), content),
@@ -167,7 +180,9 @@ fn add_profile(app: &App, target: &UserId, content: &mut Map<String, Value>) -> 
     if !app.is_local(target) {
         return Ok(());
     }
-    let Some(user) = app.store.find_user(target)? else { return Ok(()) };
+    let Some(user) = app.store.find_user(target)? else {
+        return Ok(());
+    };
     let mut profile = app.accounts.profile(user)?;
     for key in ["displayname", "avatar_url"] {
         if let Some(value) = profile.remove(key) {
@@ -186,7 +201,9 @@ fn add_profile(app: &App, target: &UserId, content: &mut Map<String, Value>) -> 
 /// `M_FORBIDDEN` when the target meets none of the conditions, `M_UNABLE_TO_GRANT_JOIN` when nobody
 /// here has the power to let them in.
 fn authoriser(app: &App, turn: &Turn, target: &UserId) -> ApiResult<Option<OwnedUserId>> {
-    let Some(rules) = turn.state_event("m.room.join_rules", "")? else { return Ok(None) };
+    let Some(rules) = turn.state_event("m.room.join_rules", "")? else {
+        return Ok(None);
+    };
     let rule: Option<JoinRule> = rules.content_as();
     let (Some(JoinRule::Restricted(restricted) | JoinRule::KnockRestricted(restricted)), true) =
         (rule, turn.rules.authorization.restricted_join_rule)
@@ -230,7 +247,9 @@ fn authoriser(app: &App, turn: &Turn, target: &UserId) -> ApiResult<Option<Owned
 /// # Errors
 /// When the store cannot be read.
 pub fn is_joined(app: &App, user: UserNum, room_id: &RoomId) -> ApiResult<bool> {
-    let Some(room) = app.store.find_room(room_id)? else { return Ok(false) };
+    let Some(room) = app.store.find_room(room_id)? else {
+        return Ok(false);
+    };
     let row = app.store.user_room(user, room)?;
     Ok(row.is_some_and(|row| row.membership == Membership::Join))
 }

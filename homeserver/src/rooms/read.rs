@@ -73,12 +73,22 @@ impl Sight {
     /// When the store cannot be read.
     pub fn on(app: &App, view: Arc<RoomView>, user: UserNum, user_id: &UserId) -> ApiResult<Self> {
         let row = app.store.user_room(user, view.room)?;
-        Ok(Self { view, viewer: Viewer { user, user_id: user_id.to_owned(), row } })
+        Ok(Self {
+            view,
+            viewer: Viewer {
+                user,
+                user_id: user_id.to_owned(),
+                row,
+            },
+        })
     }
 
     /// The viewer's membership now.
     pub fn membership(&self) -> Membership {
-        self.viewer.row.as_ref().map_or(Membership::Leave, |row| row.membership)
+        self.viewer
+            .row
+            .as_ref()
+            .map_or(Membership::Leave, |row| row.membership)
     }
 
     /// That the viewer is joined.
@@ -99,11 +109,16 @@ impl Sight {
     pub fn must_see_something(&self, app: &App) -> ApiResult<()> {
         let row = self.viewer.row.as_ref();
         let forgotten = row.is_some_and(|row| row.forgotten);
-        let was_there = row.is_some_and(|row| row.membership == Membership::Join || row.left_at > 0);
-        if (was_there && !forgotten) || history_visibility(app, &self.view.head.state)? == HistoryVisibility::WorldReadable {
+        let was_there =
+            row.is_some_and(|row| row.membership == Membership::Join || row.left_at > 0);
+        if (was_there && !forgotten)
+            || history_visibility(app, &self.view.head.state)? == HistoryVisibility::WorldReadable
+        {
             return Ok(());
         }
-        Err(ApiError::forbidden("you are not in this room, or it does not exist"))
+        Err(ApiError::forbidden(
+            "you are not in this room, or it does not exist",
+        ))
     }
 
     /// The state that the viewer sees as the room's: the current one, or, after leaving, the one at
@@ -113,11 +128,16 @@ impl Sight {
     /// `M_FORBIDDEN` when the viewer sees nothing of the room.
     pub fn state(&self, app: &App) -> ApiResult<StateMap> {
         self.must_see_something(app)?;
-        let left = self.viewer.row.as_ref().filter(|row| {
-            !matches!(row.membership, Membership::Join) && row.left_at > 0
-        });
+        let left = self
+            .viewer
+            .row
+            .as_ref()
+            .filter(|row| !matches!(row.membership, Membership::Join) && row.left_at > 0);
         match left {
-            Some(row) if history_visibility(app, &self.view.head.state)? != HistoryVisibility::WorldReadable => {
+            Some(row)
+                if history_visibility(app, &self.view.head.state)?
+                    != HistoryVisibility::WorldReadable =>
+            {
                 let order = i64::try_from(row.left_at).unwrap_or(i64::MAX);
                 let event = app.store.event_at(self.view.room, order)?;
                 let id = event.map_or(self.view.head.state_id, |event| event.state_after);
@@ -146,10 +166,15 @@ impl Sight {
         let row = self.viewer.row.as_ref();
         // Joined without a break since before the event: no state need be read.
         let joined_throughout = row.is_some_and(|row| {
-            row.membership == Membership::Join && row.joined_at > 0 && row.joined_at < event.position()
+            row.membership == Membership::Join
+                && row.joined_at > 0
+                && row.joined_at < event.position()
         });
         if joined_throughout {
-            return Ok(Some(Seen { event: entitled(event), membership: Membership::Join }));
+            return Ok(Some(Seen {
+                event: entitled(event),
+                membership: Membership::Join,
+            }));
         }
         let joined_later = row.is_some_and(|row| {
             row.membership == Membership::Join || row.left_at > event.position()
@@ -180,9 +205,14 @@ impl Sight {
     /// # Errors
     /// `M_NOT_FOUND` when there is no such event in the room or the viewer may not see it.
     pub fn event(&self, app: &App, event_id: &EventId) -> ApiResult<Seen> {
-        let not_found = || ApiError::not_found("there is no such event in this room, or you may not see it");
-        let event = app.store.event(event_id)?.filter(|event| event.room == self.view.room);
-        self.look(app, event.ok_or_else(not_found)?)?.ok_or_else(not_found)
+        let not_found =
+            || ApiError::not_found("there is no such event in this room, or you may not see it");
+        let event = app
+            .store
+            .event(event_id)?
+            .filter(|event| event.room == self.view.room);
+        self.look(app, event.ok_or_else(not_found)?)?
+            .ok_or_else(not_found)
     }
 }
 
@@ -198,7 +228,9 @@ struct VisibilityContent {
 pub fn history_visibility(app: &App, state: &StateMap) -> ApiResult<HistoryVisibility> {
     let content: Option<VisibilityContent> =
         state_content(&app.store, state, "m.room.history_visibility", "")?;
-    Ok(content.map_or(HistoryVisibility::Shared, |content| content.history_visibility))
+    Ok(content.map_or(HistoryVisibility::Shared, |content| {
+        content.history_visibility
+    }))
 }
 
 #[derive(Deserialize)]
@@ -226,8 +258,12 @@ pub fn state_content<T: serde::de::DeserializeOwned>(
     kind: &str,
     state_key: &str,
 ) -> Result<Option<T>, StoreError> {
-    let Some(event_id) = state.get(kind, state_key) else { return Ok(None) };
-    Ok(store.event(event_id)?.and_then(|event| event.pdu.content_as()))
+    let Some(event_id) = state.get(kind, state_key) else {
+        return Ok(None);
+    };
+    Ok(store
+        .event(event_id)?
+        .and_then(|event| event.pdu.content_as()))
 }
 
 /// How events are to be written for a client.
@@ -280,15 +316,31 @@ struct Unsigned<'a> {
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn client_event(app: &App, sight: &Sight, seen: &Seen, format: &Format<'_>) -> ApiResult<Box<RawValue>> {
-    write_event(app, sight, seen, format, super::relations::bundle(app, sight, seen, format)?)
+pub fn client_event(
+    app: &App,
+    sight: &Sight,
+    seen: &Seen,
+    format: &Format<'_>,
+) -> ApiResult<Box<RawValue>> {
+    write_event(
+        app,
+        sight,
+        seen,
+        format,
+        super::relations::bundle(app, sight, seen, format)?,
+    )
 }
 
 /// An event as a client gets it, without what relates to it.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn client_event_alone(app: &App, sight: &Sight, seen: &Seen, format: &Format<'_>) -> ApiResult<Box<RawValue>> {
+pub fn client_event_alone(
+    app: &App,
+    sight: &Sight,
+    seen: &Seen,
+    format: &Format<'_>,
+) -> ApiResult<Box<RawValue>> {
     write_event(app, sight, seen, format, None)
 }
 
@@ -313,16 +365,20 @@ fn write_event(
     let redacted_because = match &event.redacted_by {
         Some(because) => match app.store.event(because)? {
             Some(because) => {
-                let because = Seen { event: entitled(because), membership: seen.membership };
+                let because = Seen {
+                    event: entitled(because),
+                    membership: seen.membership,
+                };
                 Some(client_event_alone(app, sight, &because, format)?)
             }
             None => None,
         },
         None => None,
     };
-    let transaction_id = event.txn.as_ref().filter(|txn| {
-        format.reader.0 == txn.user && format.reader.1 == Some(&txn.device)
-    });
+    let transaction_id = event
+        .txn
+        .as_ref()
+        .filter(|txn| format.reader.0 == txn.user && format.reader.1 == Some(&txn.device));
     let timestamp = u64::from(pdu.origin_server_ts().get());
     let kind = pdu.kind().to_string();
     let json = ClientEvent {
@@ -338,9 +394,13 @@ fn write_event(
             age: format.now_ms.saturating_sub(timestamp),
             membership: seen.membership,
             transaction_id: transaction_id.map(|txn| &*txn.txn_id),
-            prev_content: replaced.as_ref().map(|event| event.pdu.content().to_owned()),
+            prev_content: replaced
+                .as_ref()
+                .map(|event| event.pdu.content().to_owned()),
             prev_sender: replaced.as_ref().map(|event| event.pdu.sender().to_owned()),
-            replaces_state: replaced.as_ref().map(|event| event.pdu.event_id().to_owned()),
+            replaces_state: replaced
+                .as_ref()
+                .map(|event| event.pdu.event_id().to_owned()),
             redacted_because,
             relations,
         },
@@ -363,7 +423,11 @@ struct StrippedEvent<'a> {
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn stripped_state(app: &App, state: &StateMap, member: &UserId) -> ApiResult<Vec<Box<RawValue>>> {
+pub fn stripped_state(
+    app: &App,
+    state: &StateMap,
+    member: &UserId,
+) -> ApiResult<Vec<Box<RawValue>>> {
     const TOLD: [&str; 8] = [
         "m.room.create",
         "m.room.name",
@@ -377,7 +441,9 @@ pub fn stripped_state(app: &App, state: &StateMap, member: &UserId) -> ApiResult
     let mut told = Vec::new();
     let own = state.get("m.room.member", member.as_str());
     let own = own.map(|id| app.store.event(id)).transpose()?.flatten();
-    let by = own.as_ref().and_then(|own| state.get("m.room.member", own.pdu.sender().as_str()));
+    let by = own
+        .as_ref()
+        .and_then(|own| state.get("m.room.member", own.pdu.sender().as_str()));
     let entries = TOLD.iter().filter_map(|kind| state.get(kind, "")).chain(by);
     let mut events = Vec::new();
     for event_id in entries {
@@ -391,7 +457,10 @@ pub fn stripped_state(app: &App, state: &StateMap, member: &UserId) -> ApiResult
             sender: event.pdu.sender(),
             state_key: event.pdu.state_key().unwrap_or_default(),
         };
-        told.push(serde_json::value::to_raw_value(&stripped).map_err(|error| ApiError::internal(&error))?);
+        told.push(
+            serde_json::value::to_raw_value(&stripped)
+                .map_err(|error| ApiError::internal(&error))?,
+        );
     }
     Ok(told)
 }

@@ -70,7 +70,11 @@ impl Relation {
             return None;
         }
         let Content { relates_to } = pdu.content_as()?;
-        Some(Self { target: relates_to.event_id, rel_type: relates_to.rel_type, key: relates_to.key })
+        Some(Self {
+            target: relates_to.event_id,
+            rel_type: relates_to.rel_type,
+            key: relates_to.key,
+        })
     }
 
     pub(super) fn put(self, commit: &mut Commit, entry: EntryIndex, room: RoomNum, pdu: &Pdu) {
@@ -81,7 +85,11 @@ impl Relation {
             sender: pdu.sender().to_owned(),
             key: self.key,
         };
-        let key = RELATIONS.key().room(room).raw(&event_hash(&self.target)).position();
+        let key = RELATIONS
+            .key()
+            .room(room)
+            .raw(&event_hash(&self.target))
+            .position();
         commit.put_at(RELATIONS, entry, key, &row);
     }
 }
@@ -100,7 +108,10 @@ pub fn visit_relations(
     let prefix = Packed::key(Keyspace::RELATION).room(room).event(target);
     store.visit(&prefix, direction, |key, value| {
         let mut parts = Unpack::key(key);
-        let order = parts.room().and_then(|_| parts.hash()).and_then(|_| parts.i64());
+        let order = parts
+            .room()
+            .and_then(|_| parts.hash())
+            .and_then(|_| parts.i64());
         match order.zip(serde_json::from_slice(value).ok()) {
             Some((order, row)) => visit(order, row),
             None => Ok(true),
@@ -133,42 +144,55 @@ pub fn bundle(
     let mut rows = 0;
     let ignored = crate::account_data::ignored_by(&app.store, sight.viewer.user)?;
     let mut failed = None;
-    visit_relations(&app.store, event.room, event.pdu.event_id(), Direction::Ascending, |order, row| {
-        rows += 1;
-        if ignored.iter().any(|user_id| *user_id == row.sender) {
-            return Ok(rows < BUNDLE_ROWS_MAX);
-        }
-        let Some(child) = app.store.event_at(event.room, order)? else { return Ok(rows < BUNDLE_ROWS_MAX) };
-        if child.redacted_by.is_some() {
-            return Ok(rows < BUNDLE_ROWS_MAX);
-        }
-        match &*row.rel_type {
-            "m.replace" if edits(&event.pdu, &child.pdu) => {
-                let later = edit.as_ref().is_none_or(|edit| {
-                    (edit.pdu.origin_server_ts(), edit.pdu.event_id()) < (child.pdu.origin_server_ts(), child.pdu.event_id())
-                });
-                if later {
-                    edit = Some(child);
-                }
+    visit_relations(
+        &app.store,
+        event.room,
+        event.pdu.event_id(),
+        Direction::Ascending,
+        |order, row| {
+            rows += 1;
+            if ignored.iter().any(|user_id| *user_id == row.sender) {
+                return Ok(rows < BUNDLE_ROWS_MAX);
             }
-            "m.reference" => references.push(serde_json::json!({ "event_id": row.event_id })),
-            "m.thread" => match sight.look(app, child) {
-                Ok(Some(child)) => {
-                    let thread = thread.get_or_insert_with(|| Thread { latest: child.clone(), count: 0, participated: event.pdu.sender() == sight.viewer.user_id });
-                    thread.count += 1;
-                    thread.participated |= row.sender == sight.viewer.user_id;
-                    thread.latest = child;
+            let Some(child) = app.store.event_at(event.room, order)? else {
+                return Ok(rows < BUNDLE_ROWS_MAX);
+            };
+            if child.redacted_by.is_some() {
+                return Ok(rows < BUNDLE_ROWS_MAX);
+            }
+            match &*row.rel_type {
+                "m.replace" if edits(&event.pdu, &child.pdu) => {
+                    let later = edit.as_ref().is_none_or(|edit| {
+                        (edit.pdu.origin_server_ts(), edit.pdu.event_id())
+                            < (child.pdu.origin_server_ts(), child.pdu.event_id())
+                    });
+                    if later {
+                        edit = Some(child);
+                    }
                 }
-                Ok(None) => {}
-                Err(error) => {
-                    failed = Some(error);
-                    return Ok(false);
-                }
-            },
-            _ => {}
-        }
-        Ok(rows < BUNDLE_ROWS_MAX)
-    })?;
+                "m.reference" => references.push(serde_json::json!({ "event_id": row.event_id })),
+                "m.thread" => match sight.look(app, child) {
+                    Ok(Some(child)) => {
+                        let thread = thread.get_or_insert_with(|| Thread {
+                            latest: child.clone(),
+                            count: 0,
+                            participated: event.pdu.sender() == sight.viewer.user_id,
+                        });
+                        thread.count += 1;
+                        thread.participated |= row.sender == sight.viewer.user_id;
+                        thread.latest = child;
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        failed = Some(error);
+                        return Ok(false);
+                    }
+                },
+                _ => {}
+            }
+            Ok(rows < BUNDLE_ROWS_MAX)
+        },
+    )?;
     if let Some(error) = failed {
         return Err(error);
     }
@@ -176,24 +200,35 @@ pub fn bundle(
     if let Some(edit) = edit
         && let Some(edit) = sight.look(app, edit)?
     {
-        relations.insert("m.replace".to_owned(), value(&client_event_alone(app, sight, &edit, format)?)?);
+        relations.insert(
+            "m.replace".to_owned(),
+            value(&client_event_alone(app, sight, &edit, format)?)?,
+        );
     }
     if !references.is_empty() {
-        relations.insert("m.reference".to_owned(), serde_json::json!({ "chunk": references }));
+        relations.insert(
+            "m.reference".to_owned(),
+            serde_json::json!({ "chunk": references }),
+        );
     }
     if let Some(thread) = thread {
         // The last answer comes with its own edit, but with no thread of its own.
         let latest = client_event(app, sight, &thread.latest, format)?;
-        relations.insert("m.thread".to_owned(), serde_json::json!({
-            "latest_event": value(&latest)?,
-            "count": thread.count,
-            "current_user_participated": thread.participated,
-        }));
+        relations.insert(
+            "m.thread".to_owned(),
+            serde_json::json!({
+                "latest_event": value(&latest)?,
+                "count": thread.count,
+                "current_user_participated": thread.participated,
+            }),
+        );
     }
     if relations.is_empty() {
         return Ok(None);
     }
-    serde_json::value::to_raw_value(&relations).map(Some).map_err(|error| ApiError::internal(&error))
+    serde_json::value::to_raw_value(&relations)
+        .map(Some)
+        .map_err(|error| ApiError::internal(&error))
 }
 
 struct Thread {
@@ -212,5 +247,6 @@ fn edits(target: &Pdu, edit: &Pdu) -> bool {
         && target.kind() == edit.kind()
         && edit.state_key().is_none()
         && Relation::of(target).is_none_or(|relation| relation.rel_type != "m.replace")
-        && (edit.content().get().contains("\"m.new_content\"") || edit.content().get().contains("\"ciphertext\""))
+        && (edit.content().get().contains("\"m.new_content\"")
+            || edit.content().get().contains("\"ciphertext\""))
 }

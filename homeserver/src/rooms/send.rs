@@ -32,7 +32,11 @@ pub struct Outgoing {
 impl Outgoing {
     /// Now, without a transaction.
     pub fn now(draft: Draft) -> Self {
-        Self { draft, txn_id: None, timestamp: None }
+        Self {
+            draft,
+            txn_id: None,
+            timestamp: None,
+        }
     }
 }
 
@@ -43,13 +47,21 @@ impl Outgoing {
 /// # Errors
 /// `M_FORBIDDEN` when the room does not allow it; `M_BAD_JSON`, `M_TOO_LARGE` or
 /// `M_DUPLICATE_ANNOTATION` when it cannot be sent; `M_NOT_FOUND` when the room is not known.
-pub async fn send(app: &App, caller: &Caller, room_id: &RoomId, outgoing: Outgoing) -> ApiResult<OwnedEventId> {
+pub async fn send(
+    app: &App,
+    caller: &Caller,
+    room_id: &RoomId,
+    outgoing: Outgoing,
+) -> ApiResult<OwnedEventId> {
     let mut turn = app.rooms.turn(app, room_id).await.map_err(not_in_room)?;
-    let txn = outgoing.txn_id.zip(caller.device.clone()).map(|(txn_id, device)| TxnRef {
-        user: caller.user,
-        device,
-        txn_id,
-    });
+    let txn = outgoing
+        .txn_id
+        .zip(caller.device.clone())
+        .map(|(txn_id, device)| TxnRef {
+            user: caller.user,
+            device,
+            txn_id,
+        });
     if let Some(txn) = &txn
         && let Some(event_id) = turn.sent_before(txn).await?
     {
@@ -88,8 +100,12 @@ fn not_in_room(error: ApiError) -> ApiError {
 
 /// The event that holds the state that a draft asks for, if it has the same content.
 fn same_state(turn: &Turn, draft: &Draft) -> ApiResult<Option<OwnedEventId>> {
-    let Some(state_key) = &draft.state_key else { return Ok(None) };
-    let Some(present) = turn.state_event(&draft.kind, state_key)? else { return Ok(None) };
+    let Some(state_key) = &draft.state_key else {
+        return Ok(None);
+    };
+    let Some(present) = turn.state_event(&draft.kind, state_key)? else {
+        return Ok(None);
+    };
     let same = same_json(present.content(), &draft.content);
     Ok(same.then(|| present.event_id().to_owned()))
 }
@@ -102,18 +118,25 @@ fn same_json(one: &RawValue, other: &RawValue) -> bool {
 /// Everybody may redact what they sent; for what others sent it needs power.
 fn check_redaction(app: &App, turn: &Turn, caller: &Caller, target: &EventId) -> ApiResult<()> {
     let not_found = || ApiError::not_found("there is no such event in this room");
-    let event = app.store.event(target)?.filter(|event| event.room == turn.room).ok_or_else(not_found)?;
+    let event = app
+        .store
+        .event(target)?
+        .filter(|event| event.room == turn.room)
+        .ok_or_else(not_found)?;
     if event.pdu.sender() == caller.user_id || turn.powers()?.can_redact(&caller.user_id) {
         return Ok(());
     }
-    Err(ApiError::forbidden("redacting the events of others needs more power in this room"))
+    Err(ApiError::forbidden(
+        "redacting the events of others needs more power in this room",
+    ))
 }
 
 /// A user annotates an event with the same key only once.
 ///
 /// Spec: client-server API, "Annotations and reactions", "Avoiding duplicate annotations".
 fn check_annotation(app: &App, turn: &Turn, pdu: &Pdu) -> ApiResult<()> {
-    let Some(relation) = Relation::of(pdu).filter(|relation| relation.rel_type == "m.annotation") else {
+    let Some(relation) = Relation::of(pdu).filter(|relation| relation.rel_type == "m.annotation")
+    else {
         return Ok(());
     };
     let mut duplicate = false;
@@ -127,7 +150,11 @@ fn check_annotation(app: &App, turn: &Turn, pdu: &Pdu) -> ApiResult<()> {
                 && row.key == relation.key
                 && row.sender == pdu.sender()
                 && row.kind == pdu.kind().to_string();
-            let standing = same && app.store.event_at(turn.room, order)?.is_some_and(|event| event.redacted_by.is_none());
+            let standing = same
+                && app
+                    .store
+                    .event_at(turn.room, order)?
+                    .is_some_and(|event| event.redacted_by.is_none());
             duplicate |= standing;
             Ok(!standing)
         },

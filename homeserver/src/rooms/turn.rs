@@ -66,7 +66,11 @@ struct Unpublished {
 impl Rooms {
     /// The rooms in `store`.
     pub fn new(store: Store) -> Self {
-        Self { store, aliases: Arc::default(), slots: Mutex::default() }
+        Self {
+            store,
+            aliases: Arc::default(),
+            slots: Mutex::default(),
+        }
     }
 
     /// Waits for a room's turn and takes it.
@@ -79,12 +83,15 @@ impl Rooms {
             .find_room(room_id)?
             .ok_or_else(|| ApiError::not_found("the room is not known here"))?;
         let mut slot = self.slot(room).lock_owned().await;
-        slot.unpublished.retain(|event| event.alive.strong_count() > 0);
+        slot.unpublished
+            .retain(|event| event.alive.strong_count() > 0);
         let head = match &slot.head {
             Some(head) => head.clone(),
             None => {
                 let view = self.store.room(room)?;
-                view.ok_or_else(|| ApiError::not_found("the room is not known here"))?.head.clone()
+                view.ok_or_else(|| ApiError::not_found("the room is not known here"))?
+                    .head
+                    .clone()
             }
         };
         let rules = rules_of(&head.version)?;
@@ -117,7 +124,15 @@ impl Rooms {
             return Ok(None);
         }
         let head = RoomHead::new(version);
-        Ok(Some(Turn { app: app.clone(), room, room_id, rules, head, slot, appended: Vec::new() }))
+        Ok(Some(Turn {
+            app: app.clone(),
+            room,
+            room_id,
+            rules,
+            head,
+            slot,
+            appended: Vec::new(),
+        }))
     }
 
     /// Waits for the right to make or remove an alias.
@@ -131,7 +146,9 @@ impl Rooms {
             slots.retain(|_, slot| {
                 Arc::strong_count(slot) > 1
                     || slot.try_lock().is_ok_and(|slot| {
-                        slot.unpublished.iter().any(|event| event.alive.strong_count() > 0)
+                        slot.unpublished
+                            .iter()
+                            .any(|event| event.alive.strong_count() > 0)
                     })
             });
         }
@@ -194,7 +211,11 @@ impl Turn {
         if let Some(pdu) = new.chain(queued).find(|pdu| pdu.event_id() == event_id) {
             return Ok(Some(pdu.clone()));
         }
-        Ok(self.app.store.event(event_id)?.map(|event| event.pdu.clone()))
+        Ok(self
+            .app
+            .store
+            .event(event_id)?
+            .map(|event| event.pdu.clone()))
     }
 
     /// The event that holds an entry of the current state.
@@ -234,7 +255,11 @@ impl Turn {
     /// # Errors
     /// When the store cannot be read.
     pub async fn sent_before(&self, txn: &TxnRef) -> ApiResult<Option<OwnedEventId>> {
-        let queued = self.slot.unpublished.iter().find(|event| event.txn.as_ref() == Some(txn));
+        let queued = self
+            .slot
+            .unpublished
+            .iter()
+            .find(|event| event.txn.as_ref() == Some(txn));
         if let Some(event) = queued {
             self.published(&event.alive).await;
             return Ok(Some(event.pdu.event_id().to_owned()));
@@ -260,10 +285,14 @@ impl Turn {
     /// `M_FORBIDDEN` when the room does not allow it, `M_BAD_JSON` or `M_TOO_LARGE` when it cannot
     /// be an event.
     pub async fn append(&mut self, commit: &mut Commit, append: Append) -> ApiResult<Arc<Pdu>> {
-        let Append { sender, draft, origin_server_ts, txn } = append;
-        let auth_events =
-            select_auth_events(&draft, &sender, &self.head.state, self.rules)
-                .map_err(|rejection| ApiError::bad_json(rejection.to_string()))?;
+        let Append {
+            sender,
+            draft,
+            origin_server_ts,
+            txn,
+        } = append;
+        let auth_events = select_auth_events(&draft, &sender, &self.head.state, self.rules)
+            .map_err(|rejection| ApiError::bad_json(rejection.to_string()))?;
         let creates_room = draft.kind == "m.room.create" && self.head.state.is_empty();
         let implied = creates_room && self.rules.authorization.room_create_event_id_as_room_id;
         let context = DraftContext {
@@ -284,8 +313,10 @@ impl Turn {
     fn check(&self, pdu: &Pdu) -> ApiResult<()> {
         // Neither closure can fail the request: an event that cannot be read does not allow.
         if *pdu.kind() == TimelineEventType::RoomCreate {
-            allowed_by_auth_events(pdu, &self.rules.authorization, |id| self.pdu(id).ok().flatten())
-                .map_err(|rejection| ApiError::bad_json(rejection.to_string()))?;
+            allowed_by_auth_events(pdu, &self.rules.authorization, |id| {
+                self.pdu(id).ok().flatten()
+            })
+            .map_err(|rejection| ApiError::bad_json(rejection.to_string()))?;
         }
         allowed_by_state(pdu, &self.rules.authorization, |kind, key| {
             self.state_event(kind, key).ok().flatten()
@@ -294,7 +325,12 @@ impl Turn {
     }
 
     /// Adds a checked event to `commit` and to the head.
-    async fn add(&mut self, commit: &mut Commit, pdu: &Arc<Pdu>, txn: Option<TxnRef>) -> ApiResult<()> {
+    async fn add(
+        &mut self,
+        commit: &mut Commit,
+        pdu: &Arc<Pdu>,
+        txn: Option<TxnRef>,
+    ) -> ApiResult<()> {
         let state_before = self.head.state_id;
         let rewrite = self.what_it_empties(pdu)?;
         let mut changes = Vec::new();
@@ -346,10 +382,18 @@ impl Turn {
         pdu: &Pdu,
         state_key: &str,
     ) -> ApiResult<Option<(Packed, MembershipRow)>> {
-        let Ok(user_id) = UserId::parse(state_key) else { return Ok(None) };
-        let Some(content) = pdu.content_as::<MemberContent>() else { return Ok(None) };
+        let Ok(user_id) = UserId::parse(state_key) else {
+            return Ok(None);
+        };
+        let Some(content) = pdu.content_as::<MemberContent>() else {
+            return Ok(None);
+        };
         // The row before this one must be on disk: this one carries some of it on.
-        let queued = self.slot.unpublished.iter().find(|event| event.pdu.is_state("m.room.member", state_key));
+        let queued = self
+            .slot
+            .unpublished
+            .iter()
+            .find(|event| event.pdu.is_state("m.room.member", state_key));
         if let Some(event) = queued {
             self.published(&event.alive).await;
         }
@@ -357,9 +401,15 @@ impl Turn {
         let old_membership = self.head.membership(user);
         let membership = Membership::of(&content.membership);
         let old = self.app.store.user_room(user, self.room)?;
-        let earlier = self.appended.iter().any(|(pdu, _)| pdu.is_state("m.room.member", state_key));
+        let earlier = self
+            .appended
+            .iter()
+            .any(|(pdu, _)| pdu.is_state("m.room.member", state_key));
         assert!(!earlier, "a turn changes each membership at most once");
-        let (joined, left) = (membership == Membership::Join, old_membership == Membership::Join);
+        let (joined, left) = (
+            membership == Membership::Join,
+            old_membership == Membership::Join,
+        );
         let row = MembershipRow {
             membership,
             position: 0,
@@ -379,7 +429,10 @@ impl Turn {
         };
         let (key, value) = self.head.set_membership(self.room, user, membership);
         commit.put_raw(key, value);
-        Ok(Some((Packed::key(Keyspace::USER_ROOM).user(user).room(self.room), row)))
+        Ok(Some((
+            Packed::key(Keyspace::USER_ROOM).user(user).room(self.room),
+            row,
+        )))
     }
 
     /// What a redaction empties: an event of this room whose sender, or someone with the power to
@@ -387,8 +440,12 @@ impl Turn {
     ///
     /// Spec: room versions 3 and later, "Handling redactions".
     fn what_it_empties(&self, pdu: &Pdu) -> ApiResult<Option<Rewrite>> {
-        let Some(target) = pdu.redacts() else { return Ok(None) };
-        let Some(target) = self.app.store.event(target)? else { return Ok(None) };
+        let Some(target) = pdu.redacts() else {
+            return Ok(None);
+        };
+        let Some(target) = self.app.store.event(target)? else {
+            return Ok(None);
+        };
         if target.room != self.room || target.redacted_by.is_some() {
             return Ok(None);
         }
@@ -396,8 +453,15 @@ impl Turn {
         if !same_server && !self.powers()?.can_redact(pdu.sender()) {
             return Ok(None);
         }
-        let left = target.pdu.redacted(self.rules).map_err(|error| ApiError::internal(&error))?;
-        Ok(Some(Rewrite { pdu: Arc::new(left), because: pdu.event_id().to_owned(), target }))
+        let left = target
+            .pdu
+            .redacted(self.rules)
+            .map_err(|error| ApiError::internal(&error))?;
+        Ok(Some(Rewrite {
+            pdu: Arc::new(left),
+            because: pdu.event_id().to_owned(),
+            target,
+        }))
     }
 
     fn note_relation(&self, commit: &mut Commit, entry: EntryIndex, pdu: &Pdu) {

@@ -93,10 +93,16 @@ pub struct EventFilter {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub contains_url: Option<bool>,
     /// Only these kinds of relation (MSC3874).
-    #[serde(rename = "org.matrix.msc3874.rel_types", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "org.matrix.msc3874.rel_types",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub rel_types: Option<Vec<String>>,
     /// Not these kinds of relation (MSC3874).
-    #[serde(rename = "org.matrix.msc3874.not_rel_types", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        rename = "org.matrix.msc3874.not_rel_types",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub not_rel_types: Vec<String>,
     /// Only the members who matter for the events that are told.
     #[serde(skip_serializing_if = "is_default")]
@@ -129,7 +135,9 @@ impl EventFilter {
     /// Whether events of a type are wanted.
     pub fn wants_type(&self, kind: &str) -> bool {
         let matches = |pattern: &String| type_matches(pattern, kind);
-        self.types.as_ref().is_none_or(|types| types.iter().any(matches))
+        self.types
+            .as_ref()
+            .is_none_or(|types| types.iter().any(matches))
             && !self.not_types.iter().any(matches)
     }
 
@@ -142,7 +150,9 @@ impl EventFilter {
     pub fn wants(&self, kind: &str, sender: &UserId, content: &RawValue) -> bool {
         self.wants_type(kind)
             && self.wants_sender(sender)
-            && self.contains_url.is_none_or(|wanted| has_url(content) == wanted)
+            && self
+                .contains_url
+                .is_none_or(|wanted| has_url(content) == wanted)
             && self.wants_relation(content)
     }
 
@@ -155,13 +165,17 @@ impl EventFilter {
             .as_ref()
             .and_then(|content| content.get("m.relates_to")?.get("rel_type")?.as_str());
         let is = |wanted: &String| rel_type == Some(wanted);
-        self.rel_types.as_ref().is_none_or(|types| types.iter().any(is))
+        self.rel_types
+            .as_ref()
+            .is_none_or(|types| types.iter().any(is))
             && !self.not_rel_types.iter().any(is)
     }
 
     /// At most how many, by the filter or `default`, and never more than `most`.
     pub fn limit_or(&self, default: usize, most: usize) -> usize {
-        self.limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(most)).min(most)
+        self.limit
+            .map_or(default, |limit| usize::try_from(limit).unwrap_or(most))
+            .min(most)
     }
 }
 
@@ -177,7 +191,9 @@ fn has_url(content: &RawValue) -> bool {
 /// Whether a type is meant by a pattern, in which each `*` stands for anything.
 fn type_matches(pattern: &str, kind: &str) -> bool {
     let mut parts = pattern.split('*');
-    let Some(mut rest) = parts.next().and_then(|first| kind.strip_prefix(first)) else { return false };
+    let Some(mut rest) = parts.next().and_then(|first| kind.strip_prefix(first)) else {
+        return false;
+    };
     let mut parts = parts.peekable();
     if parts.peek().is_none() {
         return rest.is_empty();

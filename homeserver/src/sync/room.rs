@@ -87,7 +87,9 @@ pub fn timeline(
         if !wanted.wants(&pdu.kind().to_string(), pdu.sender(), pdu.content()) {
             return Ok(walked < WALK_EVENTS_MAX);
         }
-        let Some(seen) = sight.look(app, event)? else { return Ok(walked < WALK_EVENTS_MAX) };
+        let Some(seen) = sight.look(app, event)? else {
+            return Ok(walked < WALK_EVENTS_MAX);
+        };
         if events.len() == limit {
             limited = true;
             return Ok(false);
@@ -97,7 +99,11 @@ pub fn timeline(
     };
     let tail = lower.and_then(|lower| sight.view.tail_since(lower));
     if let Some(tail) = tail {
-        for event in tail.into_iter().rev().filter(|event| event.position() <= upper) {
+        for event in tail
+            .into_iter()
+            .rev()
+            .filter(|event| event.position() <= upper)
+        {
             if !take(event)? {
                 break;
             }
@@ -108,12 +114,17 @@ pub fn timeline(
         });
         let last = Bound::Included(i64::try_from(upper).unwrap_or(i64::MAX));
         let mut failed = None;
-        app.store.walk_timeline(sight.view.room, (first, last), Direction::Descending, |event| {
-            Ok(take(event).unwrap_or_else(|error| {
-                failed = Some(error);
-                false
-            }))
-        })?;
+        app.store.walk_timeline(
+            sight.view.room,
+            (first, last),
+            Direction::Descending,
+            |event| {
+                Ok(take(event).unwrap_or_else(|error| {
+                    failed = Some(error);
+                    false
+                }))
+            },
+        )?;
         if let Some(error) = failed {
             return Err(error);
         }
@@ -132,12 +143,16 @@ pub fn update(app: &App, sight: &Sight, ask: &Ask<'_>) -> ApiResult<Update> {
     // To whom the room is new, it is told from its current end, with all of its state.
     let fresh = ask.since.is_none_or(joined_since);
     let lower = ask.since.filter(|_| !fresh);
-    let left = row.filter(|row| row.membership != Membership::Join).map(|row| row.position);
+    let left = row
+        .filter(|row| row.membership != Membership::Join)
+        .map(|row| row.position);
     let upper = left.map_or(ask.until, |left| ask.until.min(left));
     let (events, more) = timeline(app, sight, lower, upper, ask.limit, ask.timeline)?;
     let limited = more || (fresh && ask.since.is_some());
     let start = events.first().map(|seen| seen.event.order);
-    let prev_batch = Token::before(start.unwrap_or_else(|| i64::try_from(upper).unwrap_or(i64::MAX).saturating_add(1)));
+    let prev_batch = Token::before(
+        start.unwrap_or_else(|| i64::try_from(upper).unwrap_or(i64::MAX).saturating_add(1)),
+    );
 
     let whole = fresh || ask.full_state;
     let mut state: BTreeMap<(String, String), OwnedEventId> = BTreeMap::new();
@@ -151,7 +166,8 @@ pub fn update(app: &App, sight: &Sight, ask: &Ask<'_>) -> ApiResult<Update> {
     };
     if whole {
         state.extend(
-            base.iter().map(|(kind, key, id)| ((kind.to_owned(), key.to_owned()), id.clone())),
+            base.iter()
+                .map(|(kind, key, id)| ((kind.to_owned(), key.to_owned()), id.clone())),
         );
     } else if let Some(since) = lower {
         let end = match start {
@@ -177,14 +193,25 @@ pub fn update(app: &App, sight: &Sight, ask: &Ask<'_>) -> ApiResult<Update> {
     }
     if !ask.state_after {
         // What the timeline itself tells is not told twice.
-        let told: BTreeSet<_> = events.iter().map(|seen| seen.event.pdu.event_id()).collect();
+        let told: BTreeSet<_> = events
+            .iter()
+            .map(|seen| seen.event.pdu.event_id())
+            .collect();
         state.retain(|_, event_id| !told.contains(&**event_id));
     }
     let members_changed = fresh
         || state.keys().any(|(kind, _)| kind == "m.room.member")
-        || events.iter().any(|seen| *seen.event.pdu.kind() == ruma::events::TimelineEventType::RoomMember);
+        || events
+            .iter()
+            .any(|seen| *seen.event.pdu.kind() == ruma::events::TimelineEventType::RoomMember);
     let state = state_events(app, sight, state.into_values(), ask.state)?;
-    Ok(Update { timeline: events, limited, prev_batch: Some(prev_batch), state, members_changed })
+    Ok(Update {
+        timeline: events,
+        limited,
+        prev_batch: Some(prev_batch),
+        state,
+        members_changed,
+    })
 }
 
 /// The state after everything up to a position.
@@ -195,16 +222,25 @@ pub fn state_up_to(app: &App, sight: &Sight, upper: Position) -> ApiResult<State
     if sight.view.position <= upper {
         return Ok(sight.view.head.state.clone());
     }
-    let newest = sight.view.tail.iter().rev().find(|event| event.position() <= upper);
+    let newest = sight
+        .view
+        .tail
+        .iter()
+        .rev()
+        .find(|event| event.position() <= upper);
     if let Some(event) = newest {
         return Ok(sight.state_at(&app.store, event.state_after)?);
     }
     let mut id = None;
-    let orders = (Bound::Unbounded, Bound::Included(i64::try_from(upper).unwrap_or(i64::MAX)));
-    app.store.walk_timeline(sight.view.room, orders, Direction::Descending, |event| {
-        id = Some(event.state_after);
-        Ok(false)
-    })?;
+    let orders = (
+        Bound::Unbounded,
+        Bound::Included(i64::try_from(upper).unwrap_or(i64::MAX)),
+    );
+    app.store
+        .walk_timeline(sight.view.room, orders, Direction::Descending, |event| {
+            id = Some(event.state_after);
+            Ok(false)
+        })?;
     Ok(match id {
         Some(id) => sight.state_at(&app.store, id)?,
         None => StateMap::new(),
@@ -228,7 +264,9 @@ fn load_lazily(
     });
     for sender in senders {
         if let Some(event_id) = base.get("m.room.member", sender.as_str()) {
-            state.entry(("m.room.member".to_owned(), sender.to_string())).or_insert_with(|| event_id.clone());
+            state
+                .entry(("m.room.member".to_owned(), sender.to_string()))
+                .or_insert_with(|| event_id.clone());
         }
     }
 }
@@ -246,10 +284,15 @@ pub fn state_events(
     let membership = sight.membership();
     let mut events = Vec::new();
     for event_id in ids {
-        let Some(event) = app.store.event(&event_id)? else { continue };
+        let Some(event) = app.store.event(&event_id)? else {
+            continue;
+        };
         let pdu = &event.pdu;
         if wanted.wants(&pdu.kind().to_string(), pdu.sender(), pdu.content()) {
-            events.push(Seen { event: entitled(event), membership });
+            events.push(Seen {
+                event: entitled(event),
+                membership,
+            });
         }
     }
     Ok(events)
@@ -277,8 +320,16 @@ pub fn summary(app: &App, sight: &Sight) -> ApiResult<Summary> {
     let head = &sight.view.head;
     let named = has_text(app, &head.state, "m.room.name", "name")?
         || has_text(app, &head.state, "m.room.canonical_alias", "alias")?;
-    let heroes = if named { None } else { Some(heroes(app, sight)?) };
-    Ok(Summary { heroes, joined: head.joined_count, invited: head.invited_count })
+    let heroes = if named {
+        None
+    } else {
+        Some(heroes(app, sight)?)
+    };
+    Ok(Summary {
+        heroes,
+        joined: head.joined_count,
+        invited: head.invited_count,
+    })
 }
 
 /// The first members other than the viewer: those who are there or invited, else those who left.
@@ -286,20 +337,38 @@ pub fn summary(app: &App, sight: &Sight) -> ApiResult<Summary> {
 /// # Errors
 /// When the store cannot be read.
 pub fn heroes(app: &App, sight: &Sight) -> ApiResult<Vec<OwnedUserId>> {
-    let others = || sight.view.head.members.iter().filter(|(user, _)| **user != sight.viewer.user);
-    let here = |membership: &Membership| matches!(membership, Membership::Join | Membership::Invite);
-    let present = others().filter(|(_, membership)| here(membership)).take(HEROES_MAX);
+    let others = || {
+        sight
+            .view
+            .head
+            .members
+            .iter()
+            .filter(|(user, _)| **user != sight.viewer.user)
+    };
+    let here =
+        |membership: &Membership| matches!(membership, Membership::Join | Membership::Invite);
+    let present = others()
+        .filter(|(_, membership)| here(membership))
+        .take(HEROES_MAX);
     let mut users: Vec<_> = present.map(|(user, _)| *user).collect();
     if users.is_empty() {
-        let gone = others().filter(|(_, membership)| !here(membership)).take(HEROES_MAX);
+        let gone = others()
+            .filter(|(_, membership)| !here(membership))
+            .take(HEROES_MAX);
         users = gone.map(|(user, _)| *user).collect();
     }
-    users.into_iter().map(|user| Ok(app.store.user_id(user)?)).collect()
+    users
+        .into_iter()
+        .map(|user| Ok(app.store.user_id(user)?))
+        .collect()
 }
 
 fn has_text(app: &App, state: &StateMap, kind: &str, field: &str) -> ApiResult<bool> {
     let content: Option<serde_json::Map<String, serde_json::Value>> =
         crate::rooms::read::state_content(&app.store, state, kind, "")?;
-    let text = content.as_ref().and_then(|content| content.get(field)).and_then(|text| text.as_str());
+    let text = content
+        .as_ref()
+        .and_then(|content| content.get(field))
+        .and_then(|text| text.as_str());
     Ok(text.is_some_and(|text| !text.is_empty()))
 }

@@ -26,7 +26,10 @@ pub struct Token {
 impl Token {
     /// The point behind a position and a moment.
     pub fn new(position: Position, moment: Moment) -> Self {
-        Self { order: i64::try_from(position).unwrap_or(i64::MAX), moment }
+        Self {
+            order: i64::try_from(position).unwrap_or(i64::MAX),
+            moment,
+        }
     }
 
     /// The point behind the event at `order` of some timeline.
@@ -36,7 +39,10 @@ impl Token {
 
     /// The point before the event at `order` of some timeline.
     pub fn before(order: i64) -> Self {
-        Self { order: order.saturating_sub(1), moment: 0 }
+        Self {
+            order: order.saturating_sub(1),
+            moment: 0,
+        }
     }
 
     /// The position; 0 for a point in backfilled history.
@@ -52,7 +58,9 @@ impl Token {
         let token = Self::read(text)
             .ok_or_else(|| ApiError::invalid_param("the token is not one of this server"))?;
         if token.position() > app.store.published() {
-            return Err(ApiError::invalid_param("the token is not one of this server"));
+            return Err(ApiError::invalid_param(
+                "the token is not one of this server",
+            ));
         }
         Ok(token)
     }
@@ -82,14 +90,30 @@ mod tests {
 
     #[test]
     fn a_token_reads_back_as_what_was_written() {
-        for token in [Token::new(0, 0), Token::new(17, 1_234), Token::behind(-3), Token::before(i64::MIN)] {
+        for token in [
+            Token::new(0, 0),
+            Token::new(17, 1_234),
+            Token::behind(-3),
+            Token::before(i64::MIN),
+        ] {
             assert_eq!(Token::read(&token.to_string()), Some(token));
         }
     }
 
     #[test]
     fn what_this_server_never_wrote_is_no_token() {
-        for text in ["", "s", "17", "t17", "s17_", "s_4", "s1_2_3", "s99999999999999999999", "s-", "sé"] {
+        for text in [
+            "",
+            "s",
+            "17",
+            "t17",
+            "s17_",
+            "s_4",
+            "s1_2_3",
+            "s99999999999999999999",
+            "s-",
+            "sé",
+        ] {
             assert_eq!(Token::read(text), None, "{text}");
         }
     }

@@ -36,8 +36,11 @@ impl Touched {
             return Ok(Self::default());
         }
         let entries = app.store.log(from, ENTRIES_MAX)?;
-        let mut rooms: BTreeSet<RoomNum> =
-            app.typing.rooms_changed_since(since.moment).into_iter().collect();
+        let mut rooms: BTreeSet<RoomNum> = app
+            .typing
+            .rooms_changed_since(since.moment)
+            .into_iter()
+            .collect();
         let mut device_lists = BTreeSet::new();
         for (position, entry) in entries {
             if position > until {
@@ -50,7 +53,10 @@ impl Touched {
                 LogEntry::Other(Change::Receipt { room, .. }) => {
                     rooms.insert(room);
                 }
-                LogEntry::Other(Change::AccountData { user: whose, room: Some(room) }) if whose == user => {
+                LogEntry::Other(Change::AccountData {
+                    user: whose,
+                    room: Some(room),
+                }) if whose == user => {
                     rooms.insert(room);
                 }
                 LogEntry::Other(Change::DeviceList { user }) => {
@@ -59,6 +65,9 @@ impl Touched {
                 LogEntry::Other(_) => {}
             }
         }
-        Ok(Self { rooms: Some(rooms), device_lists })
+        Ok(Self {
+            rooms: Some(rooms),
+            device_lists,
+        })
     }
 }

@@ -86,7 +86,10 @@ struct Rooms {
 
 impl Rooms {
     fn is_empty(&self) -> bool {
-        self.join.is_empty() && self.invite.is_empty() && self.knock.is_empty() && self.leave.is_empty()
+        self.join.is_empty()
+            && self.invite.is_empty()
+            && self.knock.is_empty()
+            && self.leave.is_empty()
     }
 }
 
@@ -106,7 +109,10 @@ struct JoinedRoom {
     #[serde(skip_serializing_if = "Option::is_none")]
     state_after: Option<Events>,
     /// The same, by the name that clients still use (MSC4222).
-    #[serde(rename = "org.matrix.msc4222.state_after", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "org.matrix.msc4222.state_after",
+        skip_serializing_if = "Option::is_none"
+    )]
     unstable_state_after: Option<Events>,
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<Summary>,
@@ -170,7 +176,15 @@ impl<'a> Syncing<'a> {
             now_ms: app.clock.now_ms(),
         };
         let ignored = account_data::ignored_by(&app.store, caller.user)?;
-        Ok(Self { app, caller, request, until, next_batch: Token::new(until, moment), format, ignored })
+        Ok(Self {
+            app,
+            caller,
+            request,
+            until,
+            next_batch: Token::new(until, moment),
+            format,
+            ignored,
+        })
     }
 
     fn since(&self) -> Option<Position> {
@@ -187,7 +201,9 @@ impl<'a> Syncing<'a> {
         let (account_data, mut of_rooms) = self.account_data()?;
         let mut rooms = Rooms::default();
         for (room, row) in self.candidates(&touched)? {
-            let Some(view) = self.app.store.room(room)? else { continue };
+            let Some(view) = self.app.store.room(room)? else {
+                continue;
+            };
             if !self.request.filter.room.wants_room(&view.room_id) {
                 continue;
             }
@@ -219,7 +235,11 @@ impl<'a> Syncing<'a> {
                 Membership::Invite | Membership::Knock => {}
             }
         }
-        Ok(SyncResponse { next_batch: self.next_batch.to_string(), account_data, rooms })
+        Ok(SyncResponse {
+            next_batch: self.next_batch.to_string(),
+            account_data,
+            rooms,
+        })
     }
 
     /// The rooms to look at.
@@ -288,8 +308,11 @@ impl<'a> Syncing<'a> {
         });
         let fresh = self.since().is_none_or(|since| row.joined_at > since);
         let ephemeral = self.ephemeral(sight, fresh)?;
-        let nothing = update.timeline.is_empty() && update.state.is_empty() && !update.limited
-            && ephemeral.is_empty() && account_data.is_empty();
+        let nothing = update.timeline.is_empty()
+            && update.state.is_empty()
+            && !update.limited
+            && ephemeral.is_empty()
+            && account_data.is_empty();
         if nothing && !fresh && !self.request.full_state {
             return Ok(None);
         }
@@ -299,12 +322,22 @@ impl<'a> Syncing<'a> {
         Ok(Some(joined))
     }
 
-    fn left(&self, sight: &Sight, row: &MembershipRow, changed: bool) -> ApiResult<Option<JoinedRoom>> {
+    fn left(
+        &self,
+        sight: &Sight,
+        row: &MembershipRow,
+        changed: bool,
+    ) -> ApiResult<Option<JoinedRoom>> {
         let wanted = match self.since() {
             // An initial sync tells of left rooms only when asked; never of one's own leaving that
             // was forgotten.
             None => self.request.filter.room.include_leave && !row.forgotten,
-            Some(_) => changed || (self.request.full_state && self.request.filter.room.include_leave && !row.forgotten),
+            Some(_) => {
+                changed
+                    || (self.request.full_state
+                        && self.request.filter.room.include_leave
+                        && !row.forgotten)
+            }
         };
         if !wanted {
             return Ok(None);
@@ -317,15 +350,33 @@ impl<'a> Syncing<'a> {
 
     fn outside(&self, rooms: &mut Rooms, sight: &Sight, row: &MembershipRow) -> ApiResult<()> {
         let event = self.app.store.event(&row.event_id)?;
-        if event.is_some_and(|event| self.ignored.iter().any(|user_id| user_id == event.pdu.sender())) {
+        if event.is_some_and(|event| {
+            self.ignored
+                .iter()
+                .any(|user_id| user_id == event.pdu.sender())
+        }) {
             return Ok(());
         }
-        let events = Events { events: stripped_state(self.app, &sight.view.head.state, &self.caller.user_id)? };
+        let events = Events {
+            events: stripped_state(self.app, &sight.view.head.state, &self.caller.user_id)?,
+        };
         let room_id = sight.view.room_id.clone();
         if row.membership == Membership::Invite {
-            rooms.invite.insert(room_id, Outside { invite_state: Some(events), knock_state: None });
+            rooms.invite.insert(
+                room_id,
+                Outside {
+                    invite_state: Some(events),
+                    knock_state: None,
+                },
+            );
         } else {
-            rooms.knock.insert(room_id, Outside { invite_state: None, knock_state: Some(events) });
+            rooms.knock.insert(
+                room_id,
+                Outside {
+                    invite_state: None,
+                    knock_state: Some(events),
+                },
+            );
         }
         Ok(())
     }
@@ -339,9 +390,14 @@ impl<'a> Syncing<'a> {
         let (mut after, mut unstable_after) = (None, None);
         if self.request.state_after {
             after = state.take();
-            unstable_after = after.as_ref().map(|events| Events { events: events.events.clone() });
+            unstable_after = after.as_ref().map(|events| Events {
+                events: events.events.clone(),
+            });
         }
-        let summary = update.members_changed.then(|| room::summary(self.app, sight)).transpose()?;
+        let summary = update
+            .members_changed
+            .then(|| room::summary(self.app, sight))
+            .transpose()?;
         Ok(JoinedRoom {
             timeline: Timeline {
                 events: timeline?,
@@ -376,12 +432,18 @@ impl<'a> Syncing<'a> {
             }
         }
         if wanted.wants_type("m.typing") {
-            let since = self.request.since.filter(|_| !fresh).map_or(0, |since| since.moment);
+            let since = self
+                .request
+                .since
+                .filter(|_| !fresh)
+                .map_or(0, |since| since.moment);
             let typing = self.app.typing.changed_since(room, since);
             // To whom the room is new, nobody typing is no news.
             if let Some(users) = typing.filter(|users| !(fresh && users.is_empty())) {
-                let users: Result<Vec<_>, _> =
-                    users.into_iter().map(|user| self.app.store.user_id(user)).collect();
+                let users: Result<Vec<_>, _> = users
+                    .into_iter()
+                    .map(|user| self.app.store.user_id(user))
+                    .collect();
                 events.events.push(raw(&json!({
                     "type": "m.typing",
                     "content": { "user_ids": users? },
@@ -397,7 +459,8 @@ impl<'a> Syncing<'a> {
 /// # Errors
 /// When the store cannot be read.
 pub fn receipts_event(app: &App, receipts: &[Receipt]) -> ApiResult<Box<RawValue>> {
-    let mut content: BTreeMap<&str, BTreeMap<&str, BTreeMap<String, serde_json::Value>>> = BTreeMap::new();
+    let mut content: BTreeMap<&str, BTreeMap<&str, BTreeMap<String, serde_json::Value>>> =
+        BTreeMap::new();
     for receipt in receipts {
         let user_id = app.store.user_id(receipt.user)?.to_string();
         let mut value = json!({ "ts": receipt.row.ts });

@@ -60,7 +60,11 @@ impl Wakeups {
         let mut waiting = self.lock();
         let (count, notify) = waiting.entry(user).or_default();
         *count += 1;
-        Waiting { wakeups: self, user, notify: notify.clone() }
+        Waiting {
+            wakeups: self,
+            user,
+            notify: notify.clone(),
+        }
     }
 
     /// Wakes one user.
@@ -151,12 +155,19 @@ fn concerned(
             rooms.insert(event.room);
             // Whoever is invited, kicked or banned is not among the joined.
             if *event.pdu.kind() == ruma::events::TimelineEventType::RoomMember {
-                let target = event.pdu.state_key().and_then(|key| ruma::UserId::parse(key).ok());
+                let target = event
+                    .pdu
+                    .state_key()
+                    .and_then(|key| ruma::UserId::parse(key).ok());
                 users.extend(target.and_then(|target| app.store.find_user(&target).ok().flatten()));
             }
         }
         LogEntry::Other(change) => match change {
-            Change::Receipt { room, private: false, .. } => {
+            Change::Receipt {
+                room,
+                private: false,
+                ..
+            } => {
                 rooms.insert(*room);
             }
             Change::Receipt { user, .. }

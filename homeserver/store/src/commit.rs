@@ -260,7 +260,11 @@ impl Committer {
     pub(crate) fn send_now(&self, commit: Commit) -> Result<Pending, StoreError> {
         let (done, pending) = oneshot::channel();
         self.queue
-            .send(Job { commit, done: Some(done), _place: None })
+            .send(Job {
+                commit,
+                done: Some(done),
+                _place: None,
+            })
             .map_err(|_| StoreError::Closed)?;
         Ok(Pending(pending))
     }
@@ -292,7 +296,12 @@ pub(crate) fn write_group(inner: &Inner, jobs: impl Iterator<Item = Job>) {
     let mut published: Vec<(Position, Written)> = Vec::new();
     let mut answers = Vec::new();
     let mut held = Vec::new();
-    for Job { mut commit, done, _place } in jobs {
+    for Job {
+        mut commit,
+        done,
+        _place,
+    } in jobs
+    {
         let first = position + 1;
         held.append(&mut commit.held);
         render(commit, &mut position, &mut rows, &mut published);

@@ -15,7 +15,11 @@ pub(super) fn routes(routes: &mut Routes) {
     routes.add(who_am_i);
 }
 
-async fn who_am_i(app: App, Guest(caller): Guest, _: whoami::v3::Request) -> ApiResult<whoami::v3::Response> {
+async fn who_am_i(
+    app: App,
+    Guest(caller): Guest,
+    _: whoami::v3::Request,
+) -> ApiResult<whoami::v3::Response> {
     let _ = app;
     let mut response = whoami::v3::Response::new(caller.user_id.clone(), caller.account.guest);
     response.device_id = caller.device.clone();
@@ -26,7 +30,12 @@ async fn who_am_i(app: App, Guest(caller): Guest, _: whoami::v3::Request) -> Api
 ///
 /// # Errors
 /// When the store cannot be read.
-pub(super) fn remove_device(app: &App, commit: &mut Commit, user: UserNum, device: &DeviceId) -> ApiResult<()> {
+pub(super) fn remove_device(
+    app: &App,
+    commit: &mut Commit,
+    user: UserNum,
+    device: &DeviceId,
+) -> ApiResult<()> {
     app.accounts.end_session(commit, user, device)?;
     app.accounts.delete_device(commit, user, device);
     commit.log(Change::DeviceList { user });

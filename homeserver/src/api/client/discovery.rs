@@ -44,7 +44,9 @@ async fn capabilities(
     _: Caller,
     _: get_capabilities::v3::Request,
 ) -> ApiResult<get_capabilities::v3::Response> {
-    use get_capabilities::v3::{Capabilities, Response, RoomVersionStability, RoomVersionsCapability};
+    use get_capabilities::v3::{
+        Capabilities, Response, RoomVersionStability, RoomVersionsCapability,
+    };
     let available = federation::event::SERVED_ROOM_VERSIONS
         .into_iter()
         .map(|version| (version, RoomVersionStability::Stable))

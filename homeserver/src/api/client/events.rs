@@ -37,8 +37,16 @@ const WALK_EVENTS_MAX: usize = 10_000;
 pub(super) fn routes(routes: &mut Routes) {
     for prefix in ["/_matrix/client/r0", "/_matrix/client/v3"] {
         let room = format!("{prefix}/rooms/{{room_id}}");
-        routes.raw(Method::PUT, &format!("{room}/send/{{event_type}}/{{txn_id}}"), send_message);
-        for path in ["{room}/state/{event_type}", "{room}/state/{event_type}/", "{room}/state/{event_type}/{state_key}"] {
+        routes.raw(
+            Method::PUT,
+            &format!("{room}/send/{{event_type}}/{{txn_id}}"),
+            send_message,
+        );
+        for path in [
+            "{room}/state/{event_type}",
+            "{room}/state/{event_type}/",
+            "{room}/state/{event_type}/{state_key}",
+        ] {
             routes.raw(Method::PUT, &path.replace("{room}", &room), send_state);
             routes.raw(Method::GET, &path.replace("{room}", &room), state_event);
         }
@@ -63,9 +71,17 @@ fn content(request: &RawRequest) -> ApiResult<Box<RawValue>> {
 }
 
 /// When the event is said to be sent: application services may import the past.
-fn timestamp(caller: &Caller, request: &RawRequest) -> ApiResult<Option<MilliSecondsSinceUnixEpoch>> {
-    let Some(text) = request.query("ts").filter(|_| caller.service.is_some()) else { return Ok(None) };
-    let ms = text.parse::<u64>().ok().and_then(|ms| UInt::try_from(ms).ok());
+fn timestamp(
+    caller: &Caller,
+    request: &RawRequest,
+) -> ApiResult<Option<MilliSecondsSinceUnixEpoch>> {
+    let Some(text) = request.query("ts").filter(|_| caller.service.is_some()) else {
+        return Ok(None);
+    };
+    let ms = text
+        .parse::<u64>()
+        .ok()
+        .and_then(|ms| UInt::try_from(ms).ok());
     ms.map(|ms| Some(MilliSecondsSinceUnixEpoch(ms)))
         .ok_or_else(|| ApiError::invalid_param("`ts` is not a time in milliseconds"))
 }
@@ -97,53 +113,94 @@ async fn send_state(app: App, Guest(caller): Guest, request: RawRequest) -> ApiR
     let room_id = room_id(&request)?;
     let (kind, state_key) = (request.arg(1), request.arg(2));
     let draft = Draft::state(kind, state_key, content(&request)?);
-    let outgoing = Outgoing { draft, txn_id: None, timestamp: timestamp(&caller, &request)? };
+    let outgoing = Outgoing {
+        draft,
+        txn_id: None,
+        timestamp: timestamp(&caller, &request)?,
+    };
     let event_id = send::send(&app, &caller, &room_id, outgoing).await?;
     Ok(json!({ "event_id": event_id }))
 }
 
-async fn redact(app: App, Guest(caller): Guest, request: redact_event::v3::Request) -> ApiResult<redact_event::v3::Response> {
+async fn redact(
+    app: App,
+    Guest(caller): Guest,
+    request: redact_event::v3::Request,
+) -> ApiResult<redact_event::v3::Response> {
     caller.limit(&app, Doing::Message)?;
     let mut content = json!({});
     if let Some(content) = content.as_object_mut() {
-        content.extend(request.reason.map(|reason| ("reason".to_owned(), reason.into())));
+        content.extend(
+            request
+                .reason
+                .map(|reason| ("reason".to_owned(), reason.into())),
+        );
         content.insert("redacts".to_owned(), request.event_id.as_str().into());
     }
-    let content = serde_json::value::to_raw_value(&content).map_err(|error| ApiError::internal(&error))?;
+    let content =
+        serde_json::value::to_raw_value(&content).map_err(|error| ApiError::internal(&error))?;
     let mut draft = Draft::message("m.room.redaction", content);
     draft.redacts = Some(request.event_id);
-    let outgoing = Outgoing { draft, txn_id: Some(request.txn_id.to_string()), timestamp: None };
+    let outgoing = Outgoing {
+        draft,
+        txn_id: Some(request.txn_id.to_string()),
+        timestamp: None,
+    };
     let event_id = send::send(&app, &caller, &request.room_id, outgoing).await?;
     Ok(redact_event::v3::Response::new(event_id))
 }
 
 fn format(app: &App, caller: &Caller) -> Format<'static> {
-    Format { with_room_id: true, reader: (caller.user, None), now_ms: app.clock.now_ms() }
+    Format {
+        with_room_id: true,
+        reader: (caller.user, None),
+        now_ms: app.clock.now_ms(),
+    }
 }
 
-async fn event(app: App, Guest(caller): Guest, request: get_room_event::v3::Request) -> ApiResult<get_room_event::v3::Response> {
+async fn event(
+    app: App,
+    Guest(caller): Guest,
+    request: get_room_event::v3::Request,
+) -> ApiResult<get_room_event::v3::Response> {
     let sight = Sight::of(&app, &request.room_id, caller.user, &caller.user_id)
         .map_err(|error| error.status(StatusCode::NOT_FOUND))?;
     let seen = sight.event(&app, &request.event_id)?;
-    let format = Format { reader: (caller.user, caller.device.as_deref()), ..format(&app, &caller) };
+    let format = Format {
+        reader: (caller.user, caller.device.as_deref()),
+        ..format(&app, &caller)
+    };
     let json = client_event(&app, &sight, &seen, &format)?;
     Ok(get_room_event::v3::Response::new(Raw::from_json(json)))
 }
 
-async fn state(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Vec<Box<RawValue>>> {
+async fn state(
+    app: App,
+    Guest(caller): Guest,
+    request: RawRequest,
+) -> ApiResult<Vec<Box<RawValue>>> {
     let sight = Sight::of(&app, &room_id(&request)?, caller.user, &caller.user_id)?;
     let state = sight.state(&app)?;
     let ids = state.iter().map(|(_, _, event_id)| event_id.clone());
     let events = crate::sync::room::state_events(&app, &sight, ids, &EventFilter::default())?;
     let format = format(&app, &caller);
-    events.iter().map(|seen| client_event(&app, &sight, seen, &format)).collect()
+    events
+        .iter()
+        .map(|seen| client_event(&app, &sight, seen, &format))
+        .collect()
 }
 
-async fn state_event(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Box<RawValue>> {
+async fn state_event(
+    app: App,
+    Guest(caller): Guest,
+    request: RawRequest,
+) -> ApiResult<Box<RawValue>> {
     let sight = Sight::of(&app, &room_id(&request)?, caller.user, &caller.user_id)?;
     let state = sight.state(&app)?;
     let not_found = || ApiError::not_found("the room has no such state");
-    let event_id = state.get(request.arg(1), request.arg(2)).ok_or_else(not_found)?;
+    let event_id = state
+        .get(request.arg(1), request.arg(2))
+        .ok_or_else(not_found)?;
     let event = app.store.event(event_id)?.ok_or_else(not_found)?;
     if request.query("format").as_deref() == Some("event") {
         let seen = Seen {
@@ -162,37 +219,79 @@ async fn messages(
 ) -> ApiResult<get_message_events::v3::Response> {
     let sight = Sight::of(&app, &request.room_id, caller.user, &caller.user_id)?;
     sight.must_see_something(&app)?;
-    let filter = serde_json::to_value(&request.filter).and_then(serde_json::from_value::<EventFilter>)
+    let filter = serde_json::to_value(&request.filter)
+        .and_then(serde_json::from_value::<EventFilter>)
         .map_err(|error| ApiError::invalid_param(error.to_string()))?;
     let backwards = request.dir == Direction::Backward;
-    let from = request.from.as_deref().map(|text| Token::parse(&app, text)).transpose()?;
-    let to = request.to.as_deref().map(|text| Token::parse(&app, text)).transpose()?;
-    let limit = usize::try_from(u64::from(request.limit)).unwrap_or(PAGE_EVENTS_MAX).min(PAGE_EVENTS_MAX);
+    let from = request
+        .from
+        .as_deref()
+        .map(|text| Token::parse(&app, text))
+        .transpose()?;
+    let to = request
+        .to
+        .as_deref()
+        .map(|text| Token::parse(&app, text))
+        .transpose()?;
+    let limit = usize::try_from(u64::from(request.limit))
+        .unwrap_or(PAGE_EVENTS_MAX)
+        .min(PAGE_EVENTS_MAX);
     let newest = Token::new(sight.view.position, 0);
-    let start = from.unwrap_or(if backwards { newest } else { Token::behind(i64::MIN) });
-    let orders = if backwards {
-        (to.map_or(Bound::Unbounded, |to| Bound::Excluded(to.order)), Bound::Included(start.order))
+    let start = from.unwrap_or(if backwards {
+        newest
     } else {
-        (Bound::Excluded(start.order), to.map_or(Bound::Unbounded, |to| Bound::Included(to.order)))
+        Token::behind(i64::MIN)
+    });
+    let orders = if backwards {
+        (
+            to.map_or(Bound::Unbounded, |to| Bound::Excluded(to.order)),
+            Bound::Included(start.order),
+        )
+    } else {
+        (
+            Bound::Excluded(start.order),
+            to.map_or(Bound::Unbounded, |to| Bound::Included(to.order)),
+        )
     };
-    let walk = if backwards { Walk::Descending } else { Walk::Ascending };
+    let walk = if backwards {
+        Walk::Descending
+    } else {
+        Walk::Ascending
+    };
     let page = page(&app, &sight, orders, walk, limit, &filter)?;
-    let format = Format { reader: (caller.user, caller.device.as_deref()), ..format(&app, &caller) };
+    let format = Format {
+        reader: (caller.user, caller.device.as_deref()),
+        ..format(&app, &caller)
+    };
     let mut response = get_message_events::v3::Response::new();
     response.start = start.to_string();
     response.end = page.next.map(|order| {
-        if backwards { Token::before(order) } else { Token::behind(order) }.to_string()
+        if backwards {
+            Token::before(order)
+        } else {
+            Token::behind(order)
+        }
+        .to_string()
     });
     for seen in &page.events {
-        response.chunk.push(Raw::from_json(client_event(&app, &sight, seen, &format)?));
+        response
+            .chunk
+            .push(Raw::from_json(client_event(&app, &sight, seen, &format)?));
     }
     if filter.lazy_load_members {
-        let senders: std::collections::BTreeSet<_> =
-            page.events.iter().map(|seen| seen.event.pdu.sender().to_owned()).collect();
+        let senders: std::collections::BTreeSet<_> = page
+            .events
+            .iter()
+            .map(|seen| seen.event.pdu.sender().to_owned())
+            .collect();
         let state = &sight.view.head.state;
-        let ids = senders.iter().filter_map(|sender| state.get("m.room.member", sender.as_str()).cloned());
+        let ids = senders
+            .iter()
+            .filter_map(|sender| state.get("m.room.member", sender.as_str()).cloned());
         for seen in crate::sync::room::state_events(&app, &sight, ids, &EventFilter::default())? {
-            response.state.push(Raw::from_json(client_event(&app, &sight, &seen, &format)?));
+            response
+                .state
+                .push(Raw::from_json(client_event(&app, &sight, &seen, &format)?));
         }
     }
     Ok(response)
@@ -216,24 +315,25 @@ fn page(
     let mut next = None;
     let mut walked = 0;
     let mut failed = None;
-    app.store.walk_timeline(sight.view.room, orders, walk, |event| {
-        if events.len() == limit || walked == WALK_EVENTS_MAX {
-            return Ok(false);
-        }
-        walked += 1;
-        next = Some(event.order);
-        let pdu = &event.pdu;
-        if filter.wants(&pdu.kind().to_string(), pdu.sender(), pdu.content()) {
-            match sight.look(app, event) {
-                Ok(seen) => events.extend(seen),
-                Err(error) => {
-                    failed = Some(error);
-                    return Ok(false);
+    app.store
+        .walk_timeline(sight.view.room, orders, walk, |event| {
+            if events.len() == limit || walked == WALK_EVENTS_MAX {
+                return Ok(false);
+            }
+            walked += 1;
+            next = Some(event.order);
+            let pdu = &event.pdu;
+            if filter.wants(&pdu.kind().to_string(), pdu.sender(), pdu.content()) {
+                match sight.look(app, event) {
+                    Ok(seen) => events.extend(seen),
+                    Err(error) => {
+                        failed = Some(error);
+                        return Ok(false);
+                    }
                 }
             }
-        }
-        Ok(true)
-    })?;
+            Ok(true)
+        })?;
     if let Some(error) = failed {
         return Err(error);
     }

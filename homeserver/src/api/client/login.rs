@@ -12,9 +12,7 @@ use store::{Commit, keys::UserNum};
 
 use super::uia;
 use crate::{
-    accounts::{
-        DeviceRow, UserRow, devices::DEVICES_MAX, passwords, sessions::Lifetimes,
-    },
+    accounts::{DeviceRow, UserRow, devices::DEVICES_MAX, passwords, sessions::Lifetimes},
     error::{ApiError, ApiResult},
     http::{Public, RawRequest, Routes, auth::LockedCaller, limits::Doing, routes::parse_typed},
     seams::heavy,
@@ -65,7 +63,9 @@ async fn login_types(
     _: Public,
     _: get_login_types::v3::Request,
 ) -> ApiResult<get_login_types::v3::Response> {
-    use get_login_types::v3::{ApplicationServiceLoginType, LoginType, PasswordLoginType, Response};
+    use get_login_types::v3::{
+        ApplicationServiceLoginType, LoginType, PasswordLoginType, Response,
+    };
     Ok(Response::new(vec![
         LoginType::Password(PasswordLoginType::new()),
         LoginType::ApplicationService(ApplicationServiceLoginType::new()),
@@ -106,14 +106,23 @@ async fn log_in(app: App, Public(client): Public, request: RawRequest) -> ApiRes
     .await
 }
 
-async fn with_password(app: &App, user_id: OwnedUserId, password: String) -> ApiResult<(UserNum, OwnedUserId)> {
+async fn with_password(
+    app: &App,
+    user_id: OwnedUserId,
+    password: String,
+) -> ApiResult<(UserNum, OwnedUserId)> {
     let wrong = || ApiError::forbidden("the user name or password is wrong");
     let user = app.store.find_user(&user_id)?;
-    let account = user.map(|user| app.accounts.user(user)).transpose()?.flatten();
+    let account = user
+        .map(|user| app.accounts.user(user))
+        .transpose()?
+        .flatten();
     if let Some(user) = user {
         app.limits.user(app, Doing::FailedLogin, user)?;
     }
-    let hash = account.as_ref().and_then(|account| account.password_hash.clone());
+    let hash = account
+        .as_ref()
+        .and_then(|account| account.password_hash.clone());
     let cost = app.config.password_hash_cost();
     let right = heavy(app.seams.inline, move || match hash {
         Some(hash) => passwords::verify(&password, &hash),
@@ -124,20 +133,34 @@ async fn with_password(app: &App, user_id: OwnedUserId, password: String) -> Api
         }
     })
     .await;
-    let (Some(user), Some(account), true) = (user, account, right) else { return Err(wrong()) };
+    let (Some(user), Some(account), true) = (user, account, right) else {
+        return Err(wrong());
+    };
     may_log_in(&account)?;
     Ok((user, user_id))
 }
 
-fn with_service(app: &App, request: &RawRequest, user_id: OwnedUserId) -> ApiResult<(UserNum, OwnedUserId)> {
+fn with_service(
+    app: &App,
+    request: &RawRequest,
+    user_id: OwnedUserId,
+) -> ApiResult<(UserNum, OwnedUserId)> {
     let token = crate::http::auth::token(app, &request.parts)?
         .ok_or_else(|| ApiError::missing_token("no access token"))?;
-    let service = app.appservices.by_token(&token).ok_or_else(|| ApiError::unknown_token(false))?;
+    let service = app
+        .appservices
+        .by_token(&token)
+        .ok_or_else(|| ApiError::unknown_token(false))?;
     if !service.is_interested_in_user(&user_id) && user_id.localpart() != service.sender_localpart {
-        return Err(ApiError::exclusive("the user is not in the application service's namespaces"));
+        return Err(ApiError::exclusive(
+            "the user is not in the application service's namespaces",
+        ));
     }
     let user = app.store.find_user(&user_id)?;
-    let account = user.map(|user| app.accounts.user(user)).transpose()?.flatten();
+    let account = user
+        .map(|user| app.accounts.user(user))
+        .transpose()?
+        .flatten();
     let (Some(user), Some(account)) = (user, account) else {
         return Err(ApiError::forbidden("the user is not registered"));
     };
@@ -150,8 +173,12 @@ fn may_log_in(account: &UserRow) -> ApiResult<()> {
         return Err(ApiError::user_deactivated("the account is deactivated"));
     }
     if account.locked {
-        return Err(ApiError::new(StatusCode::UNAUTHORIZED, "M_USER_LOCKED", "the account is locked")
-            .with("soft_logout", true));
+        return Err(ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "M_USER_LOCKED",
+            "the account is locked",
+        )
+        .with("soft_logout", true));
     }
     Ok(())
 }
@@ -178,15 +205,23 @@ pub(super) async fn start_session(
         Some(_) => app.accounts.end_session(&mut commit, user, &device)?,
         None => {
             if app.accounts.devices(user)?.len() >= DEVICES_MAX {
-                return Err(ApiError::unknown("the account has too many devices; log some of them out"));
+                return Err(ApiError::unknown(
+                    "the account has too many devices; log some of them out",
+                ));
             }
-            let row = DeviceRow { display_name, last_seen_ms: now_ms, last_seen_ip: None };
+            let row = DeviceRow {
+                display_name,
+                last_seen_ms: now_ms,
+                last_seen_ip: None,
+            };
             app.accounts.put_device(&mut commit, user, &device, &row);
             commit.log(store::log::Change::DeviceList { user });
         }
     }
     let lifetimes = can_refresh.then(|| lifetimes(app));
-    let tokens = app.accounts.issue_tokens(&mut commit, user, &device, &app.entropy, now_ms, lifetimes);
+    let tokens =
+        app.accounts
+            .issue_tokens(&mut commit, user, &device, &app.entropy, now_ms, lifetimes);
     app.store.commit(commit).await?;
     Ok(LoginReply {
         user_id,
@@ -202,7 +237,9 @@ fn lifetimes(app: &App) -> Lifetimes {
     let sessions = &app.config.sessions;
     Lifetimes {
         access_ms: sessions.access_token_lifetime_seconds * 1_000,
-        refresh_ms: sessions.refresh_token_lifetime_seconds.map(|seconds| seconds * 1_000),
+        refresh_ms: sessions
+            .refresh_token_lifetime_seconds
+            .map(|seconds| seconds * 1_000),
     }
 }
 
@@ -213,8 +250,15 @@ async fn refresh(
 ) -> ApiResult<refresh_token::v3::Response> {
     app.limits.address(&app, Doing::Login, client.0)?;
     let now_ms = app.clock.now_ms();
-    let new =
-        app.accounts.refresh(&request.refresh_token, &app.entropy, now_ms, lifetimes(&app)).await?;
+    let new = app
+        .accounts
+        .refresh(
+            &request.refresh_token,
+            &app.entropy,
+            now_ms,
+            lifetimes(&app),
+        )
+        .await?;
     let mut response = refresh_token::v3::Response::new(new.access_token);
     response.refresh_token = new.refresh_token;
     response.expires_in_ms = new.expires_in_ms.map(std::time::Duration::from_millis);

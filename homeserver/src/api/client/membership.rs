@@ -29,11 +29,27 @@ use crate::{
 
 pub(super) fn routes(routes: &mut Routes) {
     for prefix in ["/_matrix/client/r0", "/_matrix/client/v3"] {
-        routes.raw(Method::POST, &format!("{prefix}/join/{{room_id_or_alias}}"), join);
-        routes.raw(Method::POST, &format!("{prefix}/rooms/{{room_id}}/join"), join);
-        routes.raw(Method::POST, &format!("{prefix}/rooms/{{room_id}}/invite"), invite);
+        routes.raw(
+            Method::POST,
+            &format!("{prefix}/join/{{room_id_or_alias}}"),
+            join,
+        );
+        routes.raw(
+            Method::POST,
+            &format!("{prefix}/rooms/{{room_id}}/join"),
+            join,
+        );
+        routes.raw(
+            Method::POST,
+            &format!("{prefix}/rooms/{{room_id}}/invite"),
+            invite,
+        );
     }
-    routes.raw(Method::POST, "/_matrix/client/v3/knock/{room_id_or_alias}", knock);
+    routes.raw(
+        Method::POST,
+        "/_matrix/client/v3/knock/{room_id_or_alias}",
+        knock,
+    );
     routes.add(leave);
     routes.add(kick);
     routes.add(ban);
@@ -53,7 +69,10 @@ pub(super) fn room_meant(app: &App, text: &str) -> ApiResult<OwnedRoomId> {
     let alias = RoomAliasId::parse(text)
         .map_err(|_| ApiError::invalid_param("this is neither a room ID nor an alias"))?;
     let row = aliases::find(&app.store, &alias)?;
-    let room_id = row.map(|row| app.store.room_id(row.room)).transpose()?.flatten();
+    let room_id = row
+        .map(|row| app.store.room_id(row.room))
+        .transpose()?
+        .flatten();
     room_id.ok_or_else(|| ApiError::not_found("there is no such alias"))
 }
 
@@ -69,7 +88,9 @@ async fn join(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<
 }
 
 fn with_reason(mut change: Change, mut extra: Map<String, Value>) -> Change {
-    change.reason = extra.remove("reason").and_then(|reason| reason.as_str().map(str::to_owned));
+    change.reason = extra
+        .remove("reason")
+        .and_then(|reason| reason.as_str().map(str::to_owned));
     change.extra = extra;
     change
 }
@@ -88,7 +109,8 @@ async fn knock(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value
 async fn invite(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
     caller.limit(&app, Doing::Invite)?;
     caller.must_not_be_suspended()?;
-    let room_id = RoomId::parse(request.arg(0)).map_err(|_| ApiError::invalid_param("not a room ID"))?;
+    let room_id =
+        RoomId::parse(request.arg(0)).map_err(|_| ApiError::invalid_param("not a room ID"))?;
     let body: Map<String, Value> = request.json()?;
     let user_id = body
         .get("user_id")
@@ -97,39 +119,66 @@ async fn invite(app: App, caller: Caller, request: RawRequest) -> ApiResult<Valu
         .ok_or_else(|| ApiError::bad_json("`user_id` is not a string"))?;
     let target = UserId::parse(user_id).map_err(|_| ApiError::invalid_param("not a user ID"))?;
     let mut change = Change::plain(target, To::Invite);
-    change.reason = body.get("reason").and_then(Value::as_str).map(str::to_owned);
-    members::change(&app, &caller, &room_id, change).await.map_err(not_in_room)?;
+    change.reason = body
+        .get("reason")
+        .and_then(Value::as_str)
+        .map(str::to_owned);
+    members::change(&app, &caller, &room_id, change)
+        .await
+        .map_err(not_in_room)?;
     Ok(json!({}))
 }
 
-async fn leave(app: App, Guest(caller): Guest, request: leave_room::v3::Request) -> ApiResult<leave_room::v3::Response> {
+async fn leave(
+    app: App,
+    Guest(caller): Guest,
+    request: leave_room::v3::Request,
+) -> ApiResult<leave_room::v3::Response> {
     let mut change = Change::plain(caller.user_id.clone(), To::Leave);
     change.reason = request.reason;
     members::change(&app, &caller, &request.room_id, change).await?;
     Ok(leave_room::v3::Response::new())
 }
 
-async fn kick(app: App, caller: Caller, request: kick_user::v3::Request) -> ApiResult<kick_user::v3::Response> {
+async fn kick(
+    app: App,
+    caller: Caller,
+    request: kick_user::v3::Request,
+) -> ApiResult<kick_user::v3::Response> {
     caller.must_not_be_suspended()?;
     let mut change = Change::plain(request.user_id, To::Kick);
     change.reason = request.reason;
-    members::change(&app, &caller, &request.room_id, change).await.map_err(not_in_room)?;
+    members::change(&app, &caller, &request.room_id, change)
+        .await
+        .map_err(not_in_room)?;
     Ok(kick_user::v3::Response::new())
 }
 
-async fn ban(app: App, caller: Caller, request: ban_user::v3::Request) -> ApiResult<ban_user::v3::Response> {
+async fn ban(
+    app: App,
+    caller: Caller,
+    request: ban_user::v3::Request,
+) -> ApiResult<ban_user::v3::Response> {
     caller.must_not_be_suspended()?;
     let mut change = Change::plain(request.user_id, To::Ban);
     change.reason = request.reason;
-    members::change(&app, &caller, &request.room_id, change).await.map_err(not_in_room)?;
+    members::change(&app, &caller, &request.room_id, change)
+        .await
+        .map_err(not_in_room)?;
     Ok(ban_user::v3::Response::new())
 }
 
-async fn unban(app: App, caller: Caller, request: unban_user::v3::Request) -> ApiResult<unban_user::v3::Response> {
+async fn unban(
+    app: App,
+    caller: Caller,
+    request: unban_user::v3::Request,
+) -> ApiResult<unban_user::v3::Response> {
     caller.must_not_be_suspended()?;
     let mut change = Change::plain(request.user_id, To::Unban);
     change.reason = request.reason;
-    members::change(&app, &caller, &request.room_id, change).await.map_err(not_in_room)?;
+    members::change(&app, &caller, &request.room_id, change)
+        .await
+        .map_err(not_in_room)?;
     Ok(unban_user::v3::Response::new())
 }
 
@@ -141,9 +190,16 @@ fn not_in_room(error: ApiError) -> ApiError {
     error
 }
 
-async fn forget(app: App, Guest(caller): Guest, request: forget_room::v3::Request) -> ApiResult<forget_room::v3::Response> {
+async fn forget(
+    app: App,
+    Guest(caller): Guest,
+    request: forget_room::v3::Request,
+) -> ApiResult<forget_room::v3::Response> {
     let room = app.store.find_room(&request.room_id)?;
-    let row = room.map(|room| app.store.user_room(caller.user, room)).transpose()?.flatten();
+    let row = room
+        .map(|room| app.store.user_room(caller.user, room))
+        .transpose()?
+        .flatten();
     let (Some(room), Some(mut row)) = (room, row) else {
         return Err(ApiError::not_found("you were never in this room"));
     };
@@ -153,14 +209,23 @@ async fn forget(app: App, Guest(caller): Guest, request: forget_room::v3::Reques
     if !row.forgotten {
         row.forgotten = true;
         let mut commit = Commit::new();
-        commit.put_raw(Packed::key(Keyspace::USER_ROOM).user(caller.user).room(room), row.pack());
+        commit.put_raw(
+            Packed::key(Keyspace::USER_ROOM)
+                .user(caller.user)
+                .room(room),
+            row.pack(),
+        );
         commit.log(log::Change::Forgot { user: caller.user });
         app.store.commit(commit).await?;
     }
     Ok(forget_room::v3::Response::new())
 }
 
-async fn joined(app: App, Guest(caller): Guest, _: joined_rooms::v3::Request) -> ApiResult<joined_rooms::v3::Response> {
+async fn joined(
+    app: App,
+    Guest(caller): Guest,
+    _: joined_rooms::v3::Request,
+) -> ApiResult<joined_rooms::v3::Response> {
     let mut rooms = Vec::new();
     for (room, row) in app.store.user_rooms(caller.user)? {
         if row.membership == Membership::Join {

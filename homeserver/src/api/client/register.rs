@@ -22,16 +22,24 @@ use crate::{
 
 pub(super) fn routes(routes: &mut Routes) {
     for path in ["/_matrix/client/r0/register", "/_matrix/client/v3/register"] {
-        routes.route(Method::POST, path, |app: App, public: Public, request: RawRequest| async move {
-            let response = register(&app, public, &request).await?;
-            Ok(crate::http::json_reply(StatusCode::OK, &response))
-        });
+        routes.route(
+            Method::POST,
+            path,
+            |app: App, public: Public, request: RawRequest| async move {
+                let response = register(&app, public, &request).await?;
+                Ok(crate::http::json_reply(StatusCode::OK, &response))
+            },
+        );
     }
     routes.add(available);
     routes.add(token_validity);
 }
 
-async fn register(app: &App, Public(client): Public, request: &RawRequest) -> ApiResult<login::LoginReply> {
+async fn register(
+    app: &App,
+    Public(client): Public,
+    request: &RawRequest,
+) -> ApiResult<login::LoginReply> {
     let typed: register::v3::Request = parse_typed(request)?;
     app.limits.address(app, Doing::Register, client.0)?;
     if typed.login_type == Some(LoginType::ApplicationService) {
@@ -40,7 +48,9 @@ async fn register(app: &App, Public(client): Public, request: &RawRequest) -> Ap
     let guest = match typed.kind {
         RegistrationKind::User => false,
         RegistrationKind::Guest if app.config.registration.guests => true,
-        RegistrationKind::Guest => return Err(ApiError::guest_forbidden("guests may not register here")),
+        RegistrationKind::Guest => {
+            return Err(ApiError::guest_forbidden("guests may not register here"));
+        }
         _ => return Err(ApiError::invalid_param("`kind` is `user` or `guest`")),
     };
     let user_id = match typed.username.as_deref().filter(|_| !guest) {
@@ -56,19 +66,34 @@ async fn register(app: &App, Public(client): Public, request: &RawRequest) -> Ap
         uia::authenticate(app, "register", &flows, None, typed.auth.as_ref()).await?;
     }
     let token = match &typed.auth {
-        Some(ruma::api::client::uiaa::AuthData::RegistrationToken(auth)) => Some(auth.token.clone()),
+        Some(ruma::api::client::uiaa::AuthData::RegistrationToken(auth)) => {
+            Some(auth.token.clone())
+        }
         _ => None,
     };
     if !guest && typed.password.is_none() {
         return Err(ApiError::missing_param("`password` is missing"));
     }
-    let new = NewAccount { password: typed.password.filter(|_| !guest), guest, token, ..NewAccount::default() };
+    let new = NewAccount {
+        password: typed.password.filter(|_| !guest),
+        guest,
+        token,
+        ..NewAccount::default()
+    };
     let user = registration::register(app, &user_id, new).await?;
     if typed.inhibit_login {
         return Ok(login::LoginReply::without_session(app, user_id));
     }
     let device: Option<OwnedDeviceId> = typed.device_id.filter(|_| !guest);
-    login::start_session(app, user, user_id, device, typed.initial_device_display_name, typed.refresh_token).await
+    login::start_session(
+        app,
+        user,
+        user_id,
+        device,
+        typed.initial_device_display_name,
+        typed.refresh_token,
+    )
+    .await
 }
 
 /// The stages that registration needs now, from this address. The first admin may always register
@@ -77,7 +102,9 @@ fn flows(app: &App, address: std::net::IpAddr) -> ApiResult<uia::Flows> {
     let mut flows = Vec::new();
     match app.config.registration.mode {
         RegistrationMode::Open => flows.push(vec!["m.login.dummy"]),
-        RegistrationMode::OpenLoopback if address.is_loopback() => flows.push(vec!["m.login.dummy"]),
+        RegistrationMode::OpenLoopback if address.is_loopback() => {
+            flows.push(vec!["m.login.dummy"])
+        }
         RegistrationMode::Token => flows.push(vec!["m.login.registration_token"]),
         RegistrationMode::OpenLoopback | RegistrationMode::Closed => {}
     }
@@ -98,19 +125,37 @@ async fn register_for_service(
 ) -> ApiResult<login::LoginReply> {
     let token = crate::http::auth::token(app, &request.parts)?
         .ok_or_else(|| ApiError::missing_token("no access token"))?;
-    let service = app.appservices.by_token(&token).ok_or_else(|| ApiError::unknown_token(false))?;
-    let name = typed.username.ok_or_else(|| ApiError::missing_param("`username` is missing"))?;
+    let service = app
+        .appservices
+        .by_token(&token)
+        .ok_or_else(|| ApiError::unknown_token(false))?;
+    let name = typed
+        .username
+        .ok_or_else(|| ApiError::missing_param("`username` is missing"))?;
     let user_id = app.local_user_id(&name)?;
     registration::check_name(app, &user_id, Some(&service.id))?;
     if !service.is_interested_in_user(&user_id) {
-        return Err(ApiError::exclusive("the user name is not in the application service's namespaces"));
+        return Err(ApiError::exclusive(
+            "the user name is not in the application service's namespaces",
+        ));
     }
-    let new = NewAccount { service: Some(service.id.clone()), ..NewAccount::default() };
+    let new = NewAccount {
+        service: Some(service.id.clone()),
+        ..NewAccount::default()
+    };
     let user = registration::register(app, &user_id, new).await?;
     if typed.inhibit_login {
         return Ok(login::LoginReply::without_session(app, user_id));
     }
-    login::start_session(app, user, user_id, typed.device_id, typed.initial_device_display_name, typed.refresh_token).await
+    login::start_session(
+        app,
+        user,
+        user_id,
+        typed.device_id,
+        typed.initial_device_display_name,
+        typed.refresh_token,
+    )
+    .await
 }
 
 async fn available(

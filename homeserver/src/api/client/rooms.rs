@@ -5,7 +5,7 @@
 use ruma::{
     RoomAliasId,
     api::client::room::{Visibility, create_room},
-    events::{AnyInitialStateEvent},
+    events::AnyInitialStateEvent,
     serde::Raw,
 };
 use serde::Deserialize;
@@ -31,12 +31,18 @@ struct InitialState {
     content: Box<RawValue>,
 }
 
-async fn create_room(app: App, caller: Caller, request: create_room::v3::Request) -> ApiResult<create_room::v3::Response> {
+async fn create_room(
+    app: App,
+    caller: Caller,
+    request: create_room::v3::Request,
+) -> ApiResult<create_room::v3::Response> {
     use create_room::v3::RoomPreset;
     caller.limit(&app, Doing::CreateRoom)?;
     caller.must_not_be_suspended()?;
     if !request.invite_3pid.is_empty() {
-        return Err(ApiError::unknown("inviting by e-mail or phone is not served here"));
+        return Err(ApiError::unknown(
+            "inviting by e-mail or phone is not served here",
+        ));
     }
     let published = request.visibility == Visibility::Public;
     let preset = match request.preset {
@@ -49,7 +55,9 @@ async fn create_room(app: App, caller: Caller, request: create_room::v3::Request
     };
     let alias = request.room_alias_name.map(|name| {
         if name.is_empty() || name.contains([':', '\0']) || name.starts_with('#') {
-            return Err(ApiError::invalid_param("`room_alias_name` is the part between # and :"));
+            return Err(ApiError::invalid_param(
+                "`room_alias_name` is the part between # and :",
+            ));
         }
         RoomAliasId::parse(format!("#{name}:{}", app.server_name()))
             .map_err(|_| ApiError::invalid_param("`room_alias_name` makes no alias"))
@@ -58,7 +66,11 @@ async fn create_room(app: App, caller: Caller, request: create_room::v3::Request
         version: request.room_version,
         creation_content: object(request.creation_content.as_ref())?,
         preset,
-        initial_state: request.initial_state.iter().map(initial_state).collect::<ApiResult<_>>()?,
+        initial_state: request
+            .initial_state
+            .iter()
+            .map(initial_state)
+            .collect::<ApiResult<_>>()?,
         power_levels: object(request.power_level_content_override.as_ref())?,
         name: request.name.filter(|name| !name.is_empty()),
         topic: request.topic.filter(|topic| !topic.is_empty()),
@@ -72,12 +84,14 @@ async fn create_room(app: App, caller: Caller, request: create_room::v3::Request
 }
 
 fn object<T>(raw: Option<&Raw<T>>) -> ApiResult<Map<String, Value>> {
-    let Some(raw) = raw else { return Ok(Map::new()) };
+    let Some(raw) = raw else {
+        return Ok(Map::new());
+    };
     serde_json::from_str(raw.json().get()).map_err(|error| ApiError::bad_json(error.to_string()))
 }
 
 fn initial_state(raw: &Raw<AnyInitialStateEvent>) -> ApiResult<(String, String, Box<RawValue>)> {
-    let event: InitialState =
-        serde_json::from_str(raw.json().get()).map_err(|error| ApiError::bad_json(error.to_string()))?;
+    let event: InitialState = serde_json::from_str(raw.json().get())
+        .map_err(|error| ApiError::bad_json(error.to_string()))?;
     Ok((event.kind, event.state_key, event.content))
 }

@@ -32,15 +32,25 @@ const FILTERS_MAX: u64 = 1_000;
 pub(super) fn routes(routes: &mut Routes) {
     for prefix in ["/_matrix/client/r0", "/_matrix/client/v3"] {
         routes.raw(Method::GET, &format!("{prefix}/sync"), get_sync);
-        routes.raw(Method::POST, &format!("{prefix}/user/{{user_id}}/filter"), put_filter);
-        routes.raw(Method::GET, &format!("{prefix}/user/{{user_id}}/filter/{{filter_id}}"), get_filter);
+        routes.raw(
+            Method::POST,
+            &format!("{prefix}/user/{{user_id}}/filter"),
+            put_filter,
+        );
+        routes.raw(
+            Method::GET,
+            &format!("{prefix}/user/{{user_id}}/filter/{{filter_id}}"),
+            get_filter,
+        );
     }
 }
 
 async fn get_sync(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<SyncResponse> {
     let flag = |name: &str| request.query(name).as_deref() == Some("true");
     let timeout = match request.query("timeout") {
-        Some(text) => text.parse().map_err(|_| ApiError::invalid_param("`timeout` is not a number of milliseconds"))?,
+        Some(text) => text
+            .parse()
+            .map_err(|_| ApiError::invalid_param("`timeout` is not a number of milliseconds"))?,
         None => 0,
     };
     let since = request.query("since").filter(|since| !since.is_empty());
@@ -62,14 +72,17 @@ async fn get_sync(app: App, Guest(caller): Guest, request: RawRequest) -> ApiRes
 }
 
 fn stored_filter(app: &App, caller: &Caller, id: &str) -> ApiResult<Filter> {
-    let number = id.parse().map_err(|_| ApiError::invalid_param("there is no such filter"))?;
+    let number = id
+        .parse()
+        .map_err(|_| ApiError::invalid_param("there is no such filter"))?;
     app.store
         .get(FILTERS, FILTERS.key().user(caller.user).u64(number))?
         .ok_or_else(|| ApiError::not_found("there is no such filter"))
 }
 
 async fn put_filter(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
-    let user_id = UserId::parse(request.arg(0)).map_err(|_| ApiError::invalid_param("not a user ID"))?;
+    let user_id =
+        UserId::parse(request.arg(0)).map_err(|_| ApiError::invalid_param("not a user ID"))?;
     caller.must_be(&user_id)?;
     let filter: Filter = request.json()?;
     let prefix = FILTERS.key().user(caller.user);
@@ -81,7 +94,9 @@ async fn put_filter(app: App, Guest(caller): Guest, request: RawRequest) -> ApiR
     })?;
     let number = last.map_or(0, |last| last + 1);
     if number >= FILTERS_MAX {
-        return Err(ApiError::unknown(format!("a user has at most {FILTERS_MAX} filters")));
+        return Err(ApiError::unknown(format!(
+            "a user has at most {FILTERS_MAX} filters"
+        )));
     }
     let mut commit = Commit::new();
     commit.put(FILTERS, prefix.u64(number), &filter);
@@ -90,7 +105,8 @@ async fn put_filter(app: App, Guest(caller): Guest, request: RawRequest) -> ApiR
 }
 
 async fn get_filter(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Filter> {
-    let user_id = UserId::parse(request.arg(0)).map_err(|_| ApiError::invalid_param("not a user ID"))?;
+    let user_id =
+        UserId::parse(request.arg(0)).map_err(|_| ApiError::invalid_param("not a user ID"))?;
     caller.must_be(&user_id)?;
     stored_filter(&app, &caller, request.arg(1))
 }

@@ -58,7 +58,11 @@ impl UiaSessions {
                 sessions.pop_first();
             }
         }
-        let session = Session { started_ms: now_ms, purpose: purpose.to_owned(), ..Session::default() };
+        let session = Session {
+            started_ms: now_ms,
+            purpose: purpose.to_owned(),
+            ..Session::default()
+        };
         sessions.insert(id.clone(), session);
         id
     }
@@ -75,7 +79,9 @@ impl UiaSessions {
     /// Notes that a stage of an open session is done elsewhere, such as on a fallback page.
     pub fn complete(&self, id: &str, stage: &'static str) -> bool {
         let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(session) = sessions.get_mut(id) else { return false };
+        let Some(session) = sessions.get_mut(id) else {
+            return false;
+        };
         if !session.completed.contains(&stage) {
             session.completed.push(stage);
         }
@@ -106,7 +112,9 @@ pub async fn authenticate(
         _ => app.uia.open(app, purpose),
     };
     let mut completed = known.map(|session| session.completed).unwrap_or_default();
-    let Some(auth) = auth else { return Err(challenge(&id, flows, &completed, None)) };
+    let Some(auth) = auth else {
+        return Err(challenge(&id, flows, &completed, None));
+    };
     match stage(app, who, auth).await {
         Ok(Some(done)) => {
             app.uia.complete(&id, done);
@@ -117,7 +125,9 @@ pub async fn authenticate(
         Ok(None) => {}
         Err(error) => return Err(challenge(&id, flows, &completed, Some(error))),
     }
-    let complete = flows.iter().any(|flow| flow.iter().all(|stage| completed.contains(stage)));
+    let complete = flows
+        .iter()
+        .any(|flow| flow.iter().all(|stage| completed.contains(stage)));
     if complete {
         return Ok(Proven(()));
     }
@@ -125,7 +135,10 @@ pub async fn authenticate(
 }
 
 fn challenge(id: &str, flows: &Flows, completed: &[&str], failed: Option<ApiError>) -> ApiError {
-    let flows: Vec<Value> = flows.iter().map(|stages| json!({ "stages": stages })).collect();
+    let flows: Vec<Value> = flows
+        .iter()
+        .map(|stages| json!({ "stages": stages }))
+        .collect();
     let mut extra = Map::new();
     extra.insert("session".to_owned(), id.into());
     extra.insert("flows".to_owned(), flows.into());
@@ -140,16 +153,24 @@ fn challenge(id: &str, flows: &Flows, completed: &[&str], failed: Option<ApiErro
             error.extra.extend(extra);
             error
         }
-        None => ApiError { extra, ..ApiError::challenge() },
+        None => ApiError {
+            extra,
+            ..ApiError::challenge()
+        },
     }
 }
 
 /// Checks one stage: which one is done by `auth`.
-async fn stage(app: &App, who: Option<&Caller>, auth: &AuthData) -> ApiResult<Option<&'static str>> {
+async fn stage(
+    app: &App,
+    who: Option<&Caller>,
+    auth: &AuthData,
+) -> ApiResult<Option<&'static str>> {
     match auth {
         AuthData::Dummy(_) => Ok(Some("m.login.dummy")),
         AuthData::Password(password) => {
-            let caller = who.ok_or_else(|| ApiError::forbidden("a password proves nothing here"))?;
+            let caller =
+                who.ok_or_else(|| ApiError::forbidden("a password proves nothing here"))?;
             let named = user_of(app, &password.identifier)?;
             if named != caller.user_id {
                 return Err(ApiError::forbidden("the password must be your own"));
@@ -172,7 +193,9 @@ async fn stage(app: &App, who: Option<&Caller>, auth: &AuthData) -> ApiResult<Op
 pub fn user_of(app: &App, identifier: &UserIdentifier) -> ApiResult<OwnedUserId> {
     match identifier {
         UserIdentifier::Matrix(MatrixUserIdentifier { user, .. }) => named_user(app, user),
-        _ => Err(ApiError::unknown("this kind of identifier is not served here")),
+        _ => Err(ApiError::unknown(
+            "this kind of identifier is not served here",
+        )),
     }
 }
 
@@ -193,14 +216,19 @@ pub fn named_user(app: &App, name: &str) -> ApiResult<OwnedUserId> {
     if app.store.find_user(&user_id)?.is_some() {
         return Ok(user_id);
     }
-    app.local_user_id(&user_id.localpart().to_lowercase()).map_err(|_| nobody())
+    app.local_user_id(&user_id.localpart().to_lowercase())
+        .map_err(|_| nobody())
 }
 
 async fn check_password(app: &App, caller: &Caller, password: String) -> ApiResult<()> {
     app.limits.user(app, Doing::FailedLogin, caller.user)?;
     let wrong = || ApiError::forbidden("the password is wrong");
     let hash = caller.account.password_hash.clone().ok_or_else(wrong)?;
-    if heavy(app.seams.inline, move || passwords::verify(&password, &hash)).await {
+    if heavy(app.seams.inline, move || {
+        passwords::verify(&password, &hash)
+    })
+    .await
+    {
         return Ok(());
     }
     Err(wrong())

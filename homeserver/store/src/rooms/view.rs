@@ -311,7 +311,11 @@ impl quick_cache::Weighter<RoomNum, Arc<RoomView>> for Weigh {
 }
 
 impl RoomCache {
-    pub(crate) fn new(bytes_max: u64, events: crate::EventCache, states: crate::StateCache) -> Self {
+    pub(crate) fn new(
+        bytes_max: u64,
+        events: crate::EventCache,
+        states: crate::StateCache,
+    ) -> Self {
         Self {
             views: quick_cache::sync::Cache::with_weighter(1_024, bytes_max, Weigh),
             events,
@@ -340,7 +344,8 @@ impl RoomCache {
                 .insert(event.pdu.event_id().to_owned(), event.clone());
         }
         if event.changes_state() {
-            self.states.insert((event.room, event.state_after), head.state.clone());
+            self.states
+                .insert((event.room, event.state_after), head.state.clone());
         }
         let view = match self.views.get(&event.room) {
             Some(view) => {
