@@ -1,1 +1,13 @@
-//! Written next.
+//! Behaviour asserted from the outside: whole servers in one process, spoken to through their router.
+//!
+//! A [`World`] is a server with a memory store, a simulated clock and a seed; a [`Client`] is a user's
+//! device. Tests are in `tests/`, one file for each chapter of the specification, one test for each
+//! sentence.
+
+mod client;
+mod world;
+
+pub use self::{
+    client::{Client, Reply, event_ids, segment},
+    world::World,
+};

@@ -87,7 +87,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let engine = engine(&config);
-    let server = Server::start(config, Seams::real()?, engine)?;
+    let server = Server::start(config, Seams::real()?, engine).await?;
     let listening = server.listen().await?;
     server.greet()?;
     tokio::select! {

@@ -119,11 +119,11 @@ impl Server {
     ///
     /// # Errors
     /// When the store does not open, or the configuration cannot be used.
-    pub fn start(config: Config, seams: Seams, engine: Engine) -> Result<Self, StartError> {
+    pub async fn start(config: Config, seams: Seams, engine: Engine) -> Result<Self, StartError> {
         let sizes = CacheSizes::default();
         let store = Store::open(engine, &config.data.directory, sizes)?;
-        let key = server_key(&config.server.name, &store, &seams)?;
-        registration::offer_first_admin(&store, &seams)?;
+        let key = server_key(&config.server.name, &store, &seams).await?;
+        registration::offer_first_admin(&store, &seams).await?;
         let app = App(Arc::new(Parts {
             accounts: Accounts::new(store.clone()),
             appservices: Appservices::default(),
@@ -245,7 +245,11 @@ impl App {
 }
 
 /// The key in the store, made on the first start, after checking that the store is this server's.
-fn server_key(name: &ServerName, store: &Store, seams: &Seams) -> Result<ServerKey, StartError> {
+async fn server_key(
+    name: &ServerName,
+    store: &Store,
+    seams: &Seams,
+) -> Result<ServerKey, StartError> {
     let meta = |what: &str| Packed::key(Keyspace::META).text(what);
     if let Some(stored) = store.get_raw(meta("server name"))? {
         let stored = String::from_utf8_lossy(&stored).into_owned();
@@ -274,6 +278,6 @@ fn server_key(name: &ServerName, store: &Store, seams: &Seams) -> Result<ServerK
         meta("signing key"),
         Packed::new().raw(&seed).raw(version.as_bytes()),
     );
-    store.commit_blocking(commit)?;
+    store.commit(commit).await?;
     Ok(ServerKey::from_seed(name.to_owned(), &seed, &version))
 }

@@ -59,7 +59,7 @@ fn first_admin_key() -> Packed {
 ///
 /// # Errors
 /// When the store cannot be read or written.
-pub fn offer_first_admin(store: &Store, seams: &Seams) -> Result<(), StoreError> {
+pub async fn offer_first_admin(store: &Store, seams: &Seams) -> Result<(), StoreError> {
     if store.get_raw(first_admin_key())?.is_some() {
         return Ok(());
     }
@@ -73,7 +73,7 @@ pub fn offer_first_admin(store: &Store, seams: &Seams) -> Result<(), StoreError>
     let mut commit = Commit::new();
     put_token(&mut commit, &name, &row);
     commit.put_raw(first_admin_key(), Packed::new().raw(name.as_bytes()));
-    store.commit_blocking(commit)?;
+    store.commit(commit).await?;
     Ok(())
 }
 

@@ -208,11 +208,6 @@ impl Pending {
     /// Does not wait: for rows that something queued later will wait for.
     pub(crate) fn forget(self) {}
 
-    /// As [`Pending::flushed`], blocking the thread.
-    pub(crate) fn flushed_blocking(self) -> Result<Committed, StoreError> {
-        self.0.blocking_recv().map_err(|_| StoreError::Closed)?
-    }
-
     /// Waits until the commit survives kill -9 and power loss.
     ///
     /// # Errors

@@ -239,17 +239,6 @@ impl Store {
         }
     }
 
-    /// Writes a commit and blocks the thread until it is durable: for start-up only.
-    ///
-    /// # Errors
-    /// When the store cannot write any more.
-    pub fn commit_blocking(&self, commit: Commit) -> Result<Committed, StoreError> {
-        match &self.committer {
-            Some(committer) => committer.send_now(commit)?.flushed_blocking(),
-            None => commit::write_inline(&self.inner, commit),
-        }
-    }
-
     /// The last position that readers may see.
     pub fn published(&self) -> Position {
         self.inner.tail.published()

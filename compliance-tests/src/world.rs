@@ -1,0 +1,150 @@
+//! A world: one server, its clock, its seed.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use homeserver::{
+    config::{Config, RegistrationMode},
+    seams::{Clock, Entropy, Seams},
+    server::Server,
+};
+use http::Method;
+use serde_json::{Value, json};
+use store::kv::Engine;
+
+use crate::{Client, Reply, client};
+
+/// When every world begins, in milliseconds since the epoch.
+const BEGINNING_MS: u64 = 1_800_000_000_000;
+
+/// A server that lives in this process and nowhere else.
+#[derive(Debug)]
+pub struct World {
+    server: Server,
+    now_ms: Arc<AtomicU64>,
+}
+
+impl World {
+    /// A server called `hs1` with open registration, without rate limits.
+    pub async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// The same with a changed configuration.
+    ///
+    /// # Panics
+    /// When the server does not start.
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let now_ms = Arc::new(AtomicU64::new(BEGINNING_MS));
+        let mut config = Config::default();
+        config.server.name = "hs1".try_into().expect("a valid server name");
+        config.registration.mode = RegistrationMode::Open;
+        config.testing.rate_limits_off = true;
+        config.testing.cheap_password_hashing = true;
+        config.testing.allow_private_addresses = true;
+        config.rooms.public_list_needs_login = false;
+        change(&mut config);
+        let seams = Seams {
+            clock: Clock::Simulated(now_ms.clone()),
+            entropy: Entropy::from_seed([7; 32]),
+            inline: true,
+        };
+        let server = Server::start(config, seams, Engine::Memory)
+            .await
+            .expect("the server starts");
+        Self { server, now_ms }
+    }
+
+    /// The server.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Lets time pass on the server's clock.
+    pub fn pass_ms(&self, ms: u64) {
+        self.now_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// A request with an access token or none.
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        body: Option<&Value>,
+    ) -> Reply {
+        let body = body
+            .map(|body| serde_json::to_vec(body).expect("JSON"))
+            .unwrap_or_default();
+        client::request(
+            self.server.router.clone(),
+            method,
+            path,
+            token,
+            "application/json",
+            body,
+        )
+        .await
+    }
+
+    /// A request with any body.
+    pub async fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> Reply {
+        client::request(
+            self.server.router.clone(),
+            method,
+            path,
+            token,
+            content_type,
+            body,
+        )
+        .await
+    }
+
+    /// Registers a user with the password `password-of-NAME`.
+    ///
+    /// # Panics
+    /// When registration fails.
+    pub async fn register(&self, name: &str) -> Client {
+        let body = json!({
+            "username": name,
+            "password": format!("password-of-{name}"),
+            "auth": { "type": "m.login.dummy" },
+        });
+        let reply = self
+            .request(
+                Method::POST,
+                "/_matrix/client/v3/register",
+                None,
+                Some(&body),
+            )
+            .await
+            .ok();
+        Client::new(self.server.router.clone(), &reply)
+    }
+
+    /// Logs a registered user in on another device.
+    ///
+    /// # Panics
+    /// When the login fails.
+    pub async fn log_in(&self, name: &str) -> Client {
+        let body = json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": name },
+            "password": format!("password-of-{name}"),
+        });
+        let reply = self
+            .request(Method::POST, "/_matrix/client/v3/login", None, Some(&body))
+            .await
+            .ok();
+        Client::new(self.server.router.clone(), &reply)
+    }
+}

@@ -1,0 +1,3 @@
+//! The client-server API, one module for each chapter of the specification.
+
+mod rooms;
