@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -122,11 +123,11 @@ func askByName(t *testing.T, fleet *Fleet, server *Server, path string) string {
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	var body strings.Builder
-	if err := response.Write(&body); err != nil {
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return body.String()[strings.LastIndex(body.String(), "\n")+1:]
+	return string(body)
 }
 
 func logOf(t *testing.T, server *Server) string {
