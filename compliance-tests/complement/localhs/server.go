@@ -1,14 +1,17 @@
 package localhs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +21,8 @@ import (
 const (
 	// stopWithin is what the server promises: after SIGTERM it has ended by then.
 	stopWithin = 10 * time.Second
+	// pauseWithin is far more than a thread needs to notice a signal.
+	pauseWithin = 10 * time.Second
 	// ownVariables are settings of the server: what the caller has there must not change it.
 	ownVariables = "GUILDHALL_"
 	// readyPoll is the pause between two looks at a starting server.
@@ -58,7 +63,8 @@ func (s *Server) LogFile() string { return filepath.Join(s.dir, "log") }
 func (s *Server) dataDir() string    { return filepath.Join(s.dir, "data") }
 func (s *Server) configFile() string { return filepath.Join(s.dir, "guildhall.toml") }
 
-// Start runs the server on its data and waits until `/_matrix/client/versions` answers 200.
+// Start runs the server on its data and waits until `/_matrix/client/versions` answers 200 and the
+// federation port is open.
 //
 // Fails when it runs already, when it ends before it answers, and when it takes too long; in the
 // last case it is killed.
@@ -103,7 +109,7 @@ func (s *Server) awaitReady(p *process) error {
 		if p.ended() {
 			return fmt.Errorf("%s: ended before it answered (%s)", s.name, p.state)
 		}
-		if last = askVersions(client, url); last == nil {
+		if last = errors.Join(askVersions(client, url), dial(s.ip, federationPort)); last == nil {
 			return nil
 		}
 		select {
@@ -128,6 +134,14 @@ func askVersions(client *http.Client, url string) error {
 		return fmt.Errorf("%s answers %s", url, response.Status)
 	}
 	return nil
+}
+
+func dial(ip string, port int) error {
+	connection, err := net.DialTimeout("tcp", net.JoinHostPort(ip, strconv.Itoa(port)), time.Second)
+	if err != nil {
+		return err
+	}
+	return connection.Close()
 }
 
 // Stop asks the server to end (SIGTERM) and waits for it; its data stays for the next Start.
@@ -160,8 +174,46 @@ func (s *Server) Kill() {
 	}
 }
 
-// Pause freezes the server with its memory and its connections (SIGSTOP).
-func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP) }
+// Pause freezes the server with its memory and its connections (SIGSTOP), and waits until it is frozen:
+// a busy thread runs on for a while after the signal.
+func (s *Server) Pause() error {
+	if err := s.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(pauseWithin); time.Now().Before(deadline); time.Sleep(readyPoll) {
+		frozen, err := s.frozen()
+		if frozen || err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%s: still runs %s after SIGSTOP", s.name, pauseWithin)
+}
+
+// frozen tells whether all threads are in state T, stopped by a signal.
+func (s *Server) frozen() (bool, error) {
+	p, err := s.running()
+	if err != nil {
+		return false, err
+	}
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+	if err != nil {
+		return false, fmt.Errorf("%s: listing its threads: %w", s.name, err)
+	}
+	for _, file := range files {
+		stat, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue // this thread has ended
+		}
+		if err != nil {
+			return false, fmt.Errorf("%s: asking for a thread's state: %w", s.name, err)
+		}
+		// the state stands behind the name, which is in parentheses and may hold anything
+		if end := bytes.LastIndexByte(stat, ')'); end < 0 || !bytes.HasPrefix(stat[end+1:], []byte(" T")) {
+			return false, nil
+		}
+	}
+	return len(files) > 0, nil
+}
 
 // Unpause lets a paused server go on (SIGCONT).
 func (s *Server) Unpause() error { return s.signal(syscall.SIGCONT) }
