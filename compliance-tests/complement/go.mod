@@ -1,0 +1,3 @@
+module guildhall/complement
+
+go 1.24
