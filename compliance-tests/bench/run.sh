@@ -33,7 +33,10 @@ while [ $# -gt 0 ]; do
     --scale) driver_options+=(--scale "$2") && shift ;;
     --no-fill) fill=no ;;
     --out) out=$2 && shift ;;
-    *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" >&2 && exit 2 ;;
+    *)
+      sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" >&2
+      exit 2
+      ;;
   esac
   shift
 done
@@ -82,19 +85,19 @@ wait_until_up() {
   fi
 }
 
-# start_up_times SERVER: restarts it five times and prints how many milliseconds it took each time until
-# /versions was answered.
-start_up_times() {
-  local from time times=
+# time_start_up SERVER: restarts it five times. $times are the milliseconds each time until /versions was
+# answered. Not in a subshell: the last server that is started here is the one that runs on.
+time_start_up() {
+  local from time
+  times=()
   for _ in 1 2 3 4 5; do
     stop_server
     from=${EPOCHREALTIME/[.,]/}
     "$1_start"
     wait_until_up
     time=$((${EPOCHREALTIME/[.,]/} - from))
-    times+=" $((time / 1000)).$(printf '%03d' $((time % 1000)))"
+    times+=("$((time / 1000)).$(printf '%03d' $((time % 1000)))")
   done
-  echo "$times"
 }
 
 # add_start_up FILE SCENARIO TIME...
@@ -137,10 +140,12 @@ for server in ${servers//,/ }; do
   "$load_bin" --base "http://127.0.0.1:$port" --pid "$measured_pids" --json "$result" "${driver_options[@]}" ||
     echo "bench: not every scenario could be measured" >&2
   if [ -z "$only" ]; then
-    add_start_up "$result" start-up $(start_up_times "$server")
+    time_start_up "$server"
+    add_start_up "$result" start-up "${times[@]}"
     if [ "$fill" = yes ] && [ "$server" != synapse ]; then
       "$load_bin" --base "http://127.0.0.1:$port" --pid "$measured_pids" --only fill
-      add_start_up "$result" start-up-100k $(start_up_times "$server")
+      time_start_up "$server"
+      add_start_up "$result" start-up-100k "${times[@]}"
     fi
   fi
   results+=("$result")

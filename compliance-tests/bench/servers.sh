@@ -1,3 +1,5 @@
+# shellcheck shell=bash disable=SC2034,SC2154  # it shares its variables with run.sh
+#
 # Sourced by run.sh: how each server is installed, configured, started and stopped.
 #
 # A server NAME has two functions: NAME_prepare makes everything in $dir, NAME_start starts it on
@@ -78,7 +80,7 @@ start_postgres() {
   mkdir "$dir/postgres"
   if [ "$(id -u)" = 0 ]; then chown postgres: "$dir/postgres"; fi
   (
-    cd "$dir/postgres"
+    cd "$dir/postgres" || exit
     "${as_postgres[@]}" "$bin/initdb" --pgdata="$dir/postgres/data" --auth=trust --username=postgres \
       --encoding=UTF8 --locale=C >/dev/null
   )
