@@ -69,10 +69,6 @@ fn obey(command: Command) -> Result<ExitCode, Failure> {
         Command::Run(run) => {
             let report = local.block_on(&runtime, measure(&run))?;
             print(&report.table())?;
-            if let Some(path) = &run.json {
-                fs::write(path, format!("{}\n", report.json()))
-                    .map_err(Failure::io(path.display().to_string()))?;
-            }
             Ok(if report.failed() {
                 ExitCode::FAILURE
             } else {
@@ -101,6 +97,11 @@ async fn measure(run: &Run) -> Result<Report, Failure> {
             Err(failure) => eprintln!("load: {name} failed after {seconds:.1} s: {failure}"),
         }
         report.outcomes.push((name, outcome));
+        // Now and not at the end: whoever stops a long run keeps what it has found.
+        if let Some(path) = &run.json {
+            fs::write(path, format!("{}\n", report.json()))
+                .map_err(Failure::io(path.display().to_string()))?;
+        }
     }
     Ok(report)
 }
