@@ -7,7 +7,7 @@ import assert from "node:assert/strict";
 import { Direction, EventType, MsgType, NotificationCountType, Preset, ReceiptType, RelationType } from "matrix-js-sdk";
 
 import { made, rejection, until } from "../lib/check.js";
-import { dimensions, png } from "./png.js";
+import { dimensions, png } from "../lib/png.js";
 import { inRoom, received, RUN } from "./session.js";
 
 /** Messages sent for the pagination check: more than two pages of `HISTORY_PAGE`. */
