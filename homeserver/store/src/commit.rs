@@ -205,9 +205,6 @@ impl Pending {
         Self(pending)
     }
 
-    /// Does not wait: for rows that something queued later will wait for.
-    pub(crate) fn forget(self) {}
-
     /// Waits until the commit survives kill -9 and power loss.
     ///
     /// # Errors

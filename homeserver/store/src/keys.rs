@@ -117,7 +117,7 @@ keyspaces! {
     FILTER = 0x29;
     /// registration token → `RegistrationTokenRow`.
     REGISTRATION_TOKEN = 0x2a;
-    /// hash of an OpenID token → `OpenIdRow`.
+    /// hash of an `OpenID` token → `OpenIdRow`.
     OPENID_TOKEN = 0x2b;
     /// third-party network, user → nothing: reserved names.
     REPORT = 0x2c;
@@ -436,7 +436,7 @@ impl<V: Serialize + DeserializeOwned> Table<V> {
         Packed::key(self.keyspace)
     }
 
-    pub(crate) fn keyspace(&self) -> Keyspace {
+    pub(crate) fn keyspace(self) -> Keyspace {
         self.keyspace
     }
 }

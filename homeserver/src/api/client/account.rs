@@ -16,13 +16,12 @@ pub(super) fn routes(routes: &mut Routes) {
 }
 
 async fn who_am_i(
-    app: App,
+    _: App,
     Guest(caller): Guest,
     _: whoami::v3::Request,
 ) -> ApiResult<whoami::v3::Response> {
-    let _ = app;
-    let mut response = whoami::v3::Response::new(caller.user_id.clone(), caller.account.guest);
-    response.device_id = caller.device.clone();
+    let mut response = whoami::v3::Response::new(caller.user_id, caller.account.guest);
+    response.device_id = caller.device;
     Ok(response)
 }
 
