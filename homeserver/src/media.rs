@@ -1,0 +1,12 @@
+//! The parts of the content repository that need to know nothing about users, rooms or the store.
+//!
+//! | File | What it does |
+//! |---|---|
+//! | [`files`] | keeps bytes on disk under the hash of their content |
+//!
+//! Which media exist, who may see them, quotas, remote media and caches of thumbnails and previews are
+//! not decided here: the API chapter puts these parts together with the store.
+//!
+//! Spec: client-server API, module "Content repository".
+
+pub mod files;
