@@ -3,10 +3,12 @@
 //! | File | What it does |
 //! |---|---|
 //! | [`files`] | keeps bytes on disk under the hash of their content |
+//! | [`disposition`] | the headers under which media may safely be served |
 //!
 //! Which media exist, who may see them, quotas, remote media and caches of thumbnails and previews are
 //! not decided here: the API chapter puts these parts together with the store.
 //!
 //! Spec: client-server API, module "Content repository".
 
+pub mod disposition;
 pub mod files;
