@@ -3,6 +3,7 @@
 //! | File | What it does |
 //! |---|---|
 //! | [`files`] | keeps bytes on disk under the hash of their content |
+//! | [`thumbnail`] | makes small images out of large ones, without trusting either |
 //! | [`disposition`] | the headers under which media may safely be served |
 //!
 //! Which media exist, who may see them, quotas, remote media and caches of thumbnails and previews are
@@ -12,3 +13,4 @@
 
 pub mod disposition;
 pub mod files;
+pub mod thumbnail;
