@@ -5,6 +5,7 @@
 //! | [`files`] | keeps bytes on disk under the hash of their content |
 //! | [`thumbnail`] | makes small images out of large ones, without trusting either |
 //! | [`disposition`] | the headers under which media may safely be served |
+//! | [`outward`] | fetches what a user's URL points at, and refuses to be pointed inward |
 //!
 //! Which media exist, who may see them, quotas, remote media and caches of thumbnails and previews are
 //! not decided here: the API chapter puts these parts together with the store.
@@ -13,4 +14,5 @@
 
 pub mod disposition;
 pub mod files;
+pub mod outward;
 pub mod thumbnail;
