@@ -6,6 +6,7 @@
 //! | [`thumbnail`] | makes small images out of large ones, without trusting either |
 //! | [`disposition`] | the headers under which media may safely be served |
 //! | [`outward`] | fetches what a user's URL points at, and refuses to be pointed inward |
+//! | [`preview`] | reads a web page into the few words shown under a link |
 //!
 //! Which media exist, who may see them, quotas, remote media and caches of thumbnails and previews are
 //! not decided here: the API chapter puts these parts together with the store.
@@ -15,4 +16,5 @@
 pub mod disposition;
 pub mod files;
 pub mod outward;
+pub mod preview;
 pub mod thumbnail;
