@@ -11,6 +11,7 @@ pub mod config;
 pub mod ephemeral;
 pub mod error;
 pub mod http;
+pub mod media;
 pub mod receipts;
 pub mod rooms;
 pub mod seams;
