@@ -13,7 +13,10 @@ use crate::error::ApiResult;
 
 /// A local account.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts, each with a row of its own to set")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, each with a row of its own to set"
+)]
 pub struct UserRow {
     /// The password's hash in PHC form; without one nobody can log in with a password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
