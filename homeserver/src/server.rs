@@ -14,7 +14,7 @@ use store::{
 
 use crate::{
     accounts::{Accounts, registration},
-    api::client::uia::UiaSessions,
+    api::client::{shared_secret::Nonces, uia::UiaSessions},
     appservices::Appservices,
     config::Config,
     ephemeral::{Moments, Typing},
@@ -24,10 +24,12 @@ use crate::{
         listen::{Bound, ListenError},
         routes::Routes,
     },
+    presence::Presence,
     rooms::Rooms,
     seams::Seams,
     sync::Wakeups,
     tasks::Tasks,
+    upkeep::Upkeep,
 };
 
 /// Everything that a handler may need. A clone is another handle of the same server.
@@ -59,6 +61,12 @@ pub struct Parts {
     pub moments: Moments,
     /// Who types where.
     pub typing: Typing,
+    /// Who is online.
+    pub presence: Presence,
+    /// What changes of accounts have still to do in rooms.
+    pub upkeep: Upkeep,
+    /// Nonces of registration with the shared secret.
+    pub nonces: Nonces,
     /// Who waits for what in `/sync`.
     pub wakeups: Wakeups,
     /// Everything that runs in the background.
@@ -132,6 +140,9 @@ impl Server {
             rooms: Rooms::new(store.clone()),
             moments: Moments::from(seams.clock.now_ms()),
             typing: Typing::default(),
+            presence: Presence::default(),
+            upkeep: Upkeep::default(),
+            nonces: Nonces::default(),
             wakeups: Wakeups::default(),
             tasks: Tasks::default(),
             config,
@@ -140,6 +151,14 @@ impl Server {
             key,
         }));
         app.tasks.spawn("wakeups", crate::sync::wake(app.clone()));
+        app.tasks
+            .spawn("upkeep", crate::upkeep::run(app.clone()));
+        app.tasks
+            .spawn("housekeeping", crate::accounts::keep_house(app.clone()));
+        if app.config.presence.enabled {
+            app.tasks
+                .spawn("presence", crate::presence::watch(app.clone()));
+        }
         let mut routes = Routes::new(app.clone());
         crate::api::routes(&mut routes);
         let list = routes.list();

@@ -7,10 +7,19 @@ mod login;
 mod membership;
 mod register;
 mod rooms;
+mod devices;
+mod presence;
+mod profiles;
+mod admin;
+mod users;
+pub mod shared_secret;
 mod sync;
 pub mod uia;
 
 use crate::http::Routes;
+
+/// What the paths of most endpoints begin with: as it was before version 1.1, and since.
+const PREFIXES: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 
 /// Adds the routes of every chapter.
 pub fn routes(routes: &mut Routes) {
@@ -21,5 +30,11 @@ pub fn routes(routes: &mut Routes) {
     membership::routes(routes);
     register::routes(routes);
     rooms::routes(routes);
+    devices::routes(routes);
+    presence::routes(routes);
+    profiles::routes(routes);
+    admin::routes(routes);
+    users::routes(routes);
+    shared_secret::routes(routes);
     sync::routes(routes);
 }
