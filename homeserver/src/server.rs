@@ -151,8 +151,7 @@ impl Server {
             key,
         }));
         app.tasks.spawn("wakeups", crate::sync::wake(app.clone()));
-        app.tasks
-            .spawn("upkeep", crate::upkeep::run(app.clone()));
+        app.tasks.spawn("upkeep", crate::upkeep::run(app.clone()));
         app.tasks
             .spawn("housekeeping", crate::accounts::keep_house(app.clone()));
         if app.config.presence.enabled {

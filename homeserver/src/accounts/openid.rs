@@ -48,7 +48,10 @@ impl Accounts {
         let Some(row) = row.filter(|row| row.expires_ms > now_ms) else {
             return Ok(None);
         };
-        if self.user(row.user)?.is_none_or(|account| account.deactivated) {
+        if self
+            .user(row.user)?
+            .is_none_or(|account| account.deactivated)
+        {
             return Ok(None);
         }
         Ok(Some(self.store.user_id(row.user)?))

@@ -1,20 +1,20 @@
 //! The client-server API, by chapter.
 
 mod account;
+mod admin;
+mod devices;
 mod discovery;
 mod events;
 mod login;
 mod membership;
-mod register;
-mod rooms;
-mod devices;
 mod presence;
 mod profiles;
-mod admin;
-mod users;
+mod register;
+mod rooms;
 pub mod shared_secret;
 mod sync;
 pub mod uia;
+mod users;
 
 use crate::http::Routes;
 

@@ -303,8 +303,7 @@ impl<'a> Syncing<'a> {
         let mut met = self.met.borrow_mut();
         if fresh {
             let members = &sight.view.head.members;
-            let here =
-                |user: &UserNum| members.get(user).copied() == Some(Membership::Join);
+            let here = |user: &UserNum| members.get(user).copied() == Some(Membership::Join);
             met.extend(self.app.presence.known().into_iter().filter(here));
         }
         for seen in &update.timeline {

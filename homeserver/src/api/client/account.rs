@@ -4,7 +4,10 @@
 //! Spec: client-server API, "Account management", "Current account information", "OpenID".
 
 use http::Method;
-use ruma::{DeviceId, api::client::{account::whoami, uiaa::AuthData}};
+use ruma::{
+    DeviceId,
+    api::client::{account::whoami, uiaa::AuthData},
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 use store::{Commit, keys::UserNum, log::Change};
@@ -21,9 +24,21 @@ use crate::{
 pub(super) fn routes(routes: &mut Routes) {
     routes.add(who_am_i);
     for prefix in PREFIXES {
-        routes.raw(Method::POST, &format!("{prefix}/account/password"), change_password);
-        routes.raw(Method::POST, &format!("{prefix}/account/deactivate"), deactivate);
-        routes.raw(Method::GET, &format!("{prefix}/account/3pid"), third_party_ids);
+        routes.raw(
+            Method::POST,
+            &format!("{prefix}/account/password"),
+            change_password,
+        );
+        routes.raw(
+            Method::POST,
+            &format!("{prefix}/account/deactivate"),
+            deactivate,
+        );
+        routes.raw(
+            Method::GET,
+            &format!("{prefix}/account/3pid"),
+            third_party_ids,
+        );
         routes.raw(
             Method::POST,
             &format!("{prefix}/user/{{user_id}}/openid/request_token"),
@@ -61,7 +76,14 @@ struct PasswordChange {
 async fn change_password(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
     let body: PasswordChange = request.json()?;
     let purpose = format!("change password {}", caller.user_id);
-    uia::authenticate(&app, &purpose, &with_password(), Some(&caller), body.auth.as_ref()).await?;
+    uia::authenticate(
+        &app,
+        &purpose,
+        &with_password(),
+        Some(&caller),
+        body.auth.as_ref(),
+    )
+    .await?;
     let password = body
         .new_password
         .ok_or_else(|| ApiError::missing_param("`new_password` is missing"))?;
@@ -76,7 +98,9 @@ async fn change_password(app: App, caller: Caller, request: RawRequest) -> ApiRe
         }
     }
     let change = |row: &mut crate::accounts::UserRow| row.password_hash = Some(hash);
-    app.accounts.change_user_and(caller.user, commit, change).await?;
+    app.accounts
+        .change_user_and(caller.user, commit, change)
+        .await?;
     Ok(json!({}))
 }
 
@@ -91,21 +115,30 @@ async fn deactivate(app: App, caller: Caller, request: RawRequest) -> ApiResult<
     let body: Deactivation = request.json()?;
     if caller.service.is_none() {
         let purpose = format!("deactivate {}", caller.user_id);
-        uia::authenticate(&app, &purpose, &with_password(), Some(&caller), body.auth.as_ref())
-            .await?;
+        uia::authenticate(
+            &app,
+            &purpose,
+            &with_password(),
+            Some(&caller),
+            body.auth.as_ref(),
+        )
+        .await?;
     }
     let mut commit = Commit::new();
     for (device, _) in app.accounts.devices(caller.user)? {
         remove_device(&app, &mut commit, caller.user, &device)?;
     }
-    app.accounts.put_profile(&mut commit, caller.user, &Map::new());
+    app.accounts
+        .put_profile(&mut commit, caller.user, &Map::new());
     let _begun = app.upkeep.begin(&app, &mut commit, caller.user, true).await;
     let change = |row: &mut crate::accounts::UserRow| {
         row.deactivated = true;
         row.password_hash = None;
         row.erased = body.erase;
     };
-    app.accounts.change_user_and(caller.user, commit, change).await?;
+    app.accounts
+        .change_user_and(caller.user, commit, change)
+        .await?;
     Ok(json!({ "id_server_unbind_result": "no-support" }))
 }
 
@@ -119,7 +152,10 @@ async fn openid_token(app: App, Guest(caller): Guest, request: RawRequest) -> Ap
     caller.must_be(&user_id)?;
     let seconds = app.config.sessions.openid_token_lifetime_seconds;
     let expires_ms = app.clock.now_ms() + seconds * 1_000;
-    let token = app.accounts.new_openid_token(caller.user, &app.entropy, expires_ms).await?;
+    let token = app
+        .accounts
+        .new_openid_token(caller.user, &app.entropy, expires_ms)
+        .await?;
     Ok(json!({
         "access_token": token,
         "token_type": "Bearer",

@@ -17,7 +17,11 @@ use crate::{
 
 pub(super) fn routes(routes: &mut Routes) {
     for prefix in PREFIXES {
-        routes.raw(Method::GET, &format!("{prefix}/admin/whois/{{user_id}}"), who_is);
+        routes.raw(
+            Method::GET,
+            &format!("{prefix}/admin/whois/{{user_id}}"),
+            who_is,
+        );
     }
     for prefix in ["v1", "unstable/uk.timedout.msc4323"] {
         let lock = format!("/_matrix/client/{prefix}/admin/lock/{{user_id}}");
@@ -32,7 +36,10 @@ pub(super) fn routes(routes: &mut Routes) {
             read(&app, &caller, &request, "suspended", |row| row.suspended)
         });
         routes.raw(Method::PUT, &suspend, |app, caller, request| async move {
-            write(&app, &caller, &request, "suspended", |row, on| row.suspended = on).await
+            write(&app, &caller, &request, "suspended", |row, on| {
+                row.suspended = on
+            })
+            .await
         });
     }
 }
@@ -64,10 +71,15 @@ async fn who_is(app: App, caller: Caller, request: RawRequest) -> ApiResult<Valu
 
 fn target(app: &App, user_id: &UserId) -> ApiResult<(UserNum, std::sync::Arc<UserRow>)> {
     if !app.is_local(user_id) {
-        return Err(ApiError::invalid_param("the user is not one of this server"));
+        return Err(ApiError::invalid_param(
+            "the user is not one of this server",
+        ));
     }
     let user = app.store.find_user(user_id)?;
-    let account = user.map(|user| app.accounts.user(user)).transpose()?.flatten();
+    let account = user
+        .map(|user| app.accounts.user(user))
+        .transpose()?
+        .flatten();
     user.zip(account.filter(|account| !account.deactivated))
         .ok_or_else(|| ApiError::not_found("there is no such user"))
 }

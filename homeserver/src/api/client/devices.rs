@@ -27,7 +27,11 @@ pub(super) fn routes(routes: &mut Routes) {
         routes.raw(Method::GET, &one, get);
         routes.route(Method::PUT, &one, put);
         routes.raw(Method::DELETE, &one, delete);
-        routes.raw(Method::POST, &format!("{prefix}/delete_devices"), delete_some);
+        routes.raw(
+            Method::POST,
+            &format!("{prefix}/delete_devices"),
+            delete_some,
+        );
     }
 }
 
@@ -38,7 +42,11 @@ fn unknown() -> ApiError {
 fn shown(id: &OwnedDeviceId, row: &DeviceRow) -> Value {
     let mut device = json!({ "device_id": id, "last_seen_ts": row.last_seen_ms });
     if let Some(fields) = device.as_object_mut() {
-        fields.extend(row.display_name.clone().map(|name| ("display_name".to_owned(), name.into())));
+        fields.extend(
+            row.display_name
+                .clone()
+                .map(|name| ("display_name".to_owned(), name.into())),
+        );
         fields.extend(
             row.last_seen_ip
                 .map(|ip| ("last_seen_ip".to_owned(), ip.to_string().into())),
@@ -66,7 +74,11 @@ struct Rename {
 
 async fn put(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Response> {
     let body: Rename = request.json()?;
-    if body.display_name.as_ref().is_some_and(|name| name.len() > NAME_BYTES_MAX) {
+    if body
+        .display_name
+        .as_ref()
+        .is_some_and(|name| name.len() > NAME_BYTES_MAX)
+    {
         return Err(ApiError::invalid_param(format!(
             "the name of a device has at most {NAME_BYTES_MAX} bytes"
         )));

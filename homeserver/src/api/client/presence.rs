@@ -40,13 +40,20 @@ async fn put(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> 
     let body: Body = request.json()?;
     let state = State::named(&body.presence)
         .ok_or_else(|| ApiError::invalid_param("`presence` is not a state of presence"))?;
-    if body.status_msg.as_ref().is_some_and(|status| status.len() > STATUS_BYTES_MAX) {
+    if body
+        .status_msg
+        .as_ref()
+        .is_some_and(|status| status.len() > STATUS_BYTES_MAX)
+    {
         return Err(ApiError::invalid_param(format!(
             "a status has at most {STATUS_BYTES_MAX} bytes"
         )));
     }
     if app.config.presence.enabled {
-        let who = (caller.user, caller.device.clone().unwrap_or_else(|| "".into()));
+        let who = (
+            caller.user,
+            caller.device.clone().unwrap_or_else(|| "".into()),
+        );
         let (status, now_ms) = (Some(body.status_msg), app.clock.now_ms());
         if app.presence.say(&app.moments, who, state, status, now_ms) {
             app.wakeups.wake_contacts(&app, caller.user);

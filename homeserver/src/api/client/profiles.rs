@@ -27,7 +27,11 @@ const AVATAR_BYTES_MAX: usize = 1_000;
 
 pub(super) fn routes(routes: &mut Routes) {
     for prefix in PREFIXES {
-        routes.raw(Method::GET, &format!("{prefix}/profile/{{user_id}}"), get_all);
+        routes.raw(
+            Method::GET,
+            &format!("{prefix}/profile/{{user_id}}"),
+            get_all,
+        );
     }
     let unstable = "/_matrix/client/unstable/uk.tcpip.msc4133";
     for prefix in PREFIXES.into_iter().chain([unstable]) {
@@ -44,8 +48,14 @@ fn user_id(request: &RawRequest) -> ApiResult<OwnedUserId> {
 
 /// The profile of a local user who exists.
 fn profile(app: &App, user_id: &UserId) -> ApiResult<Map<String, Value>> {
-    let user = app.store.find_user(user_id)?.filter(|_| app.is_local(user_id));
-    let account = user.map(|user| app.accounts.user(user)).transpose()?.flatten();
+    let user = app
+        .store
+        .find_user(user_id)?
+        .filter(|_| app.is_local(user_id));
+    let account = user
+        .map(|user| app.accounts.user(user))
+        .transpose()?
+        .flatten();
     match user.zip(account) {
         Some((user, account)) if !account.deactivated => app.accounts.profile(user),
         _ => Err(ApiError::not_found("there is no such user")),
@@ -95,7 +105,10 @@ fn check_key(field: &str) -> ApiResult<()> {
             format!("the name of a field has at most {KEY_BYTES_MAX} bytes"),
         ));
     }
-    let first = field.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+    let first = field
+        .bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_lowercase());
     let rest = |byte: u8| {
         byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_' | b'.')
     };

@@ -91,8 +91,8 @@ async fn register(app: App, _: Public, request: RawRequest) -> ApiResult<login::
     if !app.nonces.take(&app, &body.nonce) {
         return Err(ApiError::unknown("the nonce is not known, or used"));
     }
-    let mut mac = Hmac::<Sha1>::new_from_slice(secret.as_bytes())
-        .expect("HMAC takes keys of any length");
+    let mut mac =
+        Hmac::<Sha1>::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length");
     let admin = if body.admin { "admin" } else { "notadmin" };
     let parts = [&*body.nonce, &*body.username, &*body.password, admin];
     mac.update(parts.join("\0").as_bytes());

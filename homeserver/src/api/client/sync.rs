@@ -80,7 +80,10 @@ fn note_presence(app: &App, caller: &Caller, said: Option<&str>) -> ApiResult<()
     if !app.config.presence.enabled || state == State::Offline {
         return Ok(());
     }
-    let who = (caller.user, caller.device.clone().unwrap_or_else(|| "".into()));
+    let who = (
+        caller.user,
+        caller.device.clone().unwrap_or_else(|| "".into()),
+    );
     let now_ms = app.clock.now_ms();
     if app.presence.say(&app.moments, who, state, None, now_ms) {
         app.wakeups.wake_contacts(app, caller.user);

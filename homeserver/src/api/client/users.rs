@@ -29,7 +29,11 @@ const ROOMS_MAX: usize = 1_000;
 
 pub(super) fn routes(routes: &mut Routes) {
     for prefix in PREFIXES {
-        routes.raw(Method::POST, &format!("{prefix}/user_directory/search"), search);
+        routes.raw(
+            Method::POST,
+            &format!("{prefix}/user_directory/search"),
+            search,
+        );
     }
     for path in [
         "/_matrix/client/v1/mutual_rooms",
@@ -119,7 +123,9 @@ async fn mutual_rooms(app: App, caller: Caller, request: RawRequest) -> ApiResul
         return Ok(json!({ "joined": [], "count": 0 }));
     };
     if user_id == caller.user_id {
-        return Err(ApiError::invalid_param("you share all of your rooms with yourself"));
+        return Err(ApiError::invalid_param(
+            "you share all of your rooms with yourself",
+        ));
     }
     let mut joined = Vec::new();
     let mut count = 0;
