@@ -12,19 +12,30 @@ use http::Method;
 use serde_json::{Value, json};
 
 fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .unwrap()
 }
 
 /// A path with every argument called alike.
 fn shape(path: &str) -> String {
-    let segments = path.split('/').map(|segment| if segment.starts_with('{') { "{}" } else { segment });
+    let segments = path.split('/').map(|segment| {
+        if segment.starts_with('{') {
+            "{}"
+        } else {
+            segment
+        }
+    });
     segments.collect::<Vec<_>>().join("/")
 }
 
 /// The rows of `spec/coverage.md`: method and shape of the path → status.
 fn coverage() -> BTreeMap<(String, String), String> {
     let text = std::fs::read_to_string(top().join("spec/coverage.md")).unwrap();
-    let rows = text.lines().filter(|line| line.starts_with("| ") && line.contains("| `/"));
+    let rows = text
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains("| `/"));
     rows.map(|line| {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         let (method, path, status) = (cells[1], cells[2].trim_matches('`'), cells[3]);
@@ -45,10 +56,17 @@ async fn what_coverage_says_is_what_the_router_serves() {
         .collect();
     let coverage = coverage();
     for (row, status) in &coverage {
-        assert_eq!(served.contains(row), status != "absent", "{row:?} is {status} in spec/coverage.md");
+        assert_eq!(
+            served.contains(row),
+            status != "absent",
+            "{row:?} is {status} in spec/coverage.md"
+        );
     }
     for route in &served {
-        assert!(coverage.contains_key(route), "{route:?} is served, but not in spec/coverage.md");
+        assert!(
+            coverage.contains_key(route),
+            "{route:?} is served, but not in spec/coverage.md"
+        );
     }
 }
 
@@ -56,15 +74,36 @@ async fn what_coverage_says_is_what_the_router_serves() {
 async fn every_endpoint_that_needs_a_login_refuses_a_missing_and_a_wrong_token() {
     let world = World::new().await;
     for route in world.server().routes.iter().filter(|route| !route.public) {
-        let path: Vec<&str> =
-            route.path.split('/').map(|segment| if segment.starts_with('{') { "x" } else { segment }).collect();
+        let path: Vec<&str> = route
+            .path
+            .split('/')
+            .map(|segment| {
+                if segment.starts_with('{') {
+                    "x"
+                } else {
+                    segment
+                }
+            })
+            .collect();
         let path = path.join("/");
         let method = Method::from_bytes(route.method.as_bytes()).unwrap();
         let body = json!({});
-        let reply = world.request(method.clone(), &path, None, Some(&body)).await;
-        assert_eq!(reply.error(), (401, "M_MISSING_TOKEN".to_owned()), "{method} {path}");
-        let reply = world.request(method.clone(), &path, Some("wrong"), Some(&body)).await;
-        assert_eq!(reply.error(), (401, "M_UNKNOWN_TOKEN".to_owned()), "{method} {path}");
+        let reply = world
+            .request(method.clone(), &path, None, Some(&body))
+            .await;
+        assert_eq!(
+            reply.error(),
+            (401, "M_MISSING_TOKEN".to_owned()),
+            "{method} {path}"
+        );
+        let reply = world
+            .request(method.clone(), &path, Some("wrong"), Some(&body))
+            .await;
+        assert_eq!(
+            reply.error(),
+            (401, "M_UNKNOWN_TOKEN".to_owned()),
+            "{method} {path}"
+        );
     }
 }
 
@@ -80,17 +119,27 @@ fn the_crates_depend_on_each_other_as_drawn() {
         ("load", BTreeSet::new()),
     ]);
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--no-deps",
+            "--offline",
+        ])
         .current_dir(top())
         .output()
         .unwrap();
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let mut real: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for package in metadata["packages"].as_array().unwrap() {
-        let depends = package["dependencies"].as_array().unwrap().iter().filter_map(|dependency| {
-            let name = dependency["name"].as_str()?;
-            drawn.contains_key(name).then_some(name)
-        });
+        let depends = package["dependencies"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|dependency| {
+                let name = dependency["name"].as_str()?;
+                drawn.contains_key(name).then_some(name)
+            });
         real.insert(package["name"].as_str().unwrap(), depends.collect());
     }
     assert_eq!(real, drawn);
@@ -112,7 +161,11 @@ fn the_pure_crates_know_no_clock_no_disk_and_no_network() {
 fn only_the_store_names_its_engines() {
     for file in sources(&top().join("homeserver/src")) {
         let text = std::fs::read_to_string(&file).unwrap();
-        assert!(!text.contains("sled::") && !text.contains("fjall::"), "{}", file.display());
+        assert!(
+            !text.contains("sled::") && !text.contains("fjall::"),
+            "{}",
+            file.display()
+        );
     }
 }
 
