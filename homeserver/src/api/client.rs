@@ -4,6 +4,7 @@ mod account;
 mod discovery;
 mod events;
 mod login;
+mod media;
 mod membership;
 mod register;
 mod rooms;
@@ -18,6 +19,7 @@ pub fn routes(routes: &mut Routes) {
     discovery::routes(routes);
     events::routes(routes);
     login::routes(routes);
+    media::routes(routes);
     membership::routes(routes);
     register::routes(routes);
     rooms::routes(routes);

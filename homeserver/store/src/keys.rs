@@ -167,6 +167,11 @@ keyspaces! {
     /// URL hashed → `PreviewRow`.
     URL_PREVIEW = 0x53;
 
+    /// user, or 0 for all → bytes uploaded.
+    MEDIA_USE = 0x54;
+    /// user, media ID → milliseconds: announced uploads that have not arrived.
+    MEDIA_PENDING = 0x55;
+
     /// delay ID → `DelayedRow`.
     DELAYED = 0x60;
     /// milliseconds, delay ID → nothing: when to send.
