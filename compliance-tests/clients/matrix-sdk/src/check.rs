@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// How long one check may take.
-const CHECK_MAX: Duration = Duration::from_secs(60);
+const CHECK_MAX: Duration = Duration::from_mins(1);
 /// How long [`until`] waits.
 const UNTIL_MAX: Duration = Duration::from_secs(15);
 /// How often [`until`] looks.
@@ -98,6 +98,10 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Result<Option<T
 }
 
 /// `Some(())` if `condition` is true: for an [`until`] that waits for nothing but a fact.
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "it is the answer of an `until`, which may fail"
+)]
 pub fn so(condition: bool) -> Result<Option<()>> {
     Ok(condition.then_some(()))
 }

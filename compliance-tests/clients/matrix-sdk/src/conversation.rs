@@ -18,7 +18,7 @@ use matrix_sdk::{
 use matrix_sdk_ui::{
     Timeline,
     timeline::{
-        AttachmentConfig, AttachmentSource, EventTimelineItem, LatestEventValue, RoomExt,
+        AttachmentConfig, AttachmentSource, EventTimelineItem, LatestEventValue, Message, RoomExt,
         TimelineFocus, TimelineItemContent,
     },
 };
@@ -100,7 +100,7 @@ pub async fn changes(alice: &Phone, bob: &Phone, room_id: &OwnedRoomId) -> Resul
         edited
             .content()
             .as_message()
-            .is_some_and(|message| message.is_edited()),
+            .is_some_and(Message::is_edited),
         "it is marked as edited"
     );
     alices

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use matrix_sdk::{
     RoomState,
+    encryption::CrossSigningStatus,
     ruma::{
         OwnedRoomId,
         api::client::room::create_room::{self, v3::RoomPreset},
@@ -51,7 +52,7 @@ pub async fn both_run(alice: &Phone, bob: &Phone) -> Result<()> {
                 .encryption()
                 .cross_signing_status()
                 .await
-                .filter(|status| status.is_complete()))
+                .filter(CrossSigningStatus::is_complete))
         })
         .await?;
     }
