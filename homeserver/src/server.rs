@@ -18,6 +18,7 @@ use crate::{
     api::client::uia::UiaSessions,
     appservices::Appservices,
     config::Config,
+    delayed::Delayed,
     ephemeral::{Moments, Typing},
     error::{ApiError, ApiResult},
     http::{
@@ -67,6 +68,8 @@ pub struct Parts {
     pub moments: Moments,
     /// Who types where.
     pub typing: Typing,
+    /// Events that wait for their time.
+    pub delayed: Delayed,
     /// Who waits for what in `/sync`.
     pub wakeups: Wakeups,
     /// Everything that runs in the background.
@@ -147,6 +150,7 @@ impl Server {
             media,
             moments: Moments::from(seams.clock.now_ms()),
             typing: Typing::default(),
+            delayed: Delayed::default(),
             wakeups: Wakeups::default(),
             tasks: Tasks::default(),
             config,
@@ -155,6 +159,12 @@ impl Server {
             key,
         }));
         app.tasks.spawn("wakeups", crate::sync::wake(app.clone()));
+        app.tasks
+            .spawn("delayed events", crate::delayed::send_due(app.clone()));
+        app.tasks.spawn(
+            "overtaken events",
+            crate::delayed::cancel_overtaken(app.clone()),
+        );
         let mut routes = Routes::new(app.clone());
         crate::api::routes(&mut routes);
         let list = routes.list();

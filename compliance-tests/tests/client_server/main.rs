@@ -1,4 +1,5 @@
 //! The client-server API, one module for each chapter of the specification.
 
+mod delayed;
 mod media;
 mod rooms;

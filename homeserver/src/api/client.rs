@@ -1,6 +1,7 @@
 //! The client-server API, by chapter.
 
 mod account;
+mod delayed;
 mod discovery;
 mod events;
 mod login;
@@ -16,6 +17,7 @@ use crate::http::Routes;
 /// Adds the routes of every chapter.
 pub fn routes(routes: &mut Routes) {
     account::routes(routes);
+    delayed::routes(routes);
     discovery::routes(routes);
     events::routes(routes);
     login::routes(routes);
