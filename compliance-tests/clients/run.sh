@@ -5,6 +5,10 @@
 # Starts $GUILDHALL_BIN on a free port with a fresh data directory, or uses the server at $BASE_URL. Ends with the
 # line `N passed, N failed`; the exit code is 0 if nothing failed that expected-failures.txt does not name.
 set -euo pipefail
+# Paths from outside are relative to where the caller is.
+[[ -z ${GUILDHALL_BIN:-} ]] || GUILDHALL_BIN=$(realpath "$GUILDHALL_BIN")
+[[ -z ${SERVER_LOG:-} ]] || SERVER_LOG=$(realpath "$SERVER_LOG")
+if [[ -n ${SCREENSHOTS:-} ]]; then export SCREENSHOTS=$(realpath "$SCREENSHOTS"); fi
 cd "$(dirname "${BASH_SOURCE[0]}")"
 here=$PWD
 
@@ -98,7 +102,6 @@ run() {
 
 start_server() {
     local binary=${GUILDHALL_BIN:?set GUILDHALL_BIN to the server to start, or BASE_URL to a running one} port
-    binary=$(realpath "$binary")
     port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     cat >"$work/guildhall.toml" <<TOML
 [server]

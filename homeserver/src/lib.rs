@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod api;
 pub mod appservices;
 pub mod config;
+pub mod delayed;
 pub mod ephemeral;
 pub mod error;
 pub mod http;

@@ -45,9 +45,6 @@ fn run() -> Result<(), Failure> {
         Action::Run => {
             let config = load(&arguments)?;
             start_logging(&config)?;
-            rustls::crypto::ring::default_provider()
-                .install_default()
-                .map_err(|_| "another TLS provider is installed already")?;
             tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()?

@@ -8,13 +8,14 @@
 //! | [`outward`] | fetches what a user's URL points at, and refuses to be pointed inward |
 //! | [`preview`] | reads a web page into the few words shown under a link |
 //!
-//! Which media exist, who may see them, quotas, remote media and caches of thumbnails and previews are
-//! not decided here: the API chapter puts these parts together with the store.
+//! [`library`] puts them together with the store: which media there are, thumbnails, quotas. Who may see them is
+//! the API chapter's question.
 //!
 //! Spec: client-server API, module "Content repository".
 
 pub mod disposition;
 pub mod files;
+pub mod library;
 pub mod outward;
 pub mod preview;
 pub mod thumbnail;

@@ -6,6 +6,7 @@ use std::{ops::Deref, sync::Arc};
 
 use federation::event::ServerKey;
 use ruma::{OwnedUserId, RoomVersionId, ServerName, UserId};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use store::{
     CacheSizes, Commit, Store, StoreError,
     keys::{Keyspace, Packed},
@@ -17,12 +18,18 @@ use crate::{
     api::client::{shared_secret::Nonces, uia::UiaSessions},
     appservices::Appservices,
     config::Config,
+    delayed::Delayed,
     ephemeral::{Moments, Typing},
     error::{ApiError, ApiResult},
     http::{
         limits::Limits,
         listen::{Bound, ListenError},
         routes::Routes,
+    },
+    media::{
+        files::{Files, FilesError},
+        library::Library,
+        outward::{Outward, Policy},
     },
     presence::Presence,
     rooms::Rooms,
@@ -57,6 +64,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Rooms: sending, joining, creating.
     pub rooms: Rooms,
+    /// Uploaded files, and the way out.
+    pub media: Library,
     /// Numbers for what is only in memory.
     pub moments: Moments,
     /// Who types where.
@@ -67,6 +76,8 @@ pub struct Parts {
     pub upkeep: Upkeep,
     /// Nonces of registration with the shared secret.
     pub nonces: Nonces,
+    /// Events that wait for their time.
+    pub delayed: Delayed,
     /// Who waits for what in `/sync`.
     pub wakeups: Wakeups,
     /// Everything that runs in the background.
@@ -106,6 +117,9 @@ pub enum StartError {
         /// The name in the configuration.
         configured: String,
     },
+    /// The directory of uploads cannot be used.
+    #[error(transparent)]
+    Files(#[from] FilesError),
     /// A part of the configuration that is only seen when it is used.
     #[error("{0}")]
     Config(String),
@@ -128,21 +142,26 @@ impl Server {
     /// # Errors
     /// When the store does not open, or the configuration cannot be used.
     pub async fn start(config: Config, seams: Seams, engine: Engine) -> Result<Self, StartError> {
+        // One TLS provider in the process; a second server in it finds the first one's.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let sizes = CacheSizes::default();
         let store = Store::open(engine, &config.data.directory, sizes)?;
         let key = server_key(&config.server.name, &store, &seams).await?;
         registration::offer_first_admin(&store, &seams).await?;
+        let media = library(&config).await?;
         let app = App(Arc::new(Parts {
             accounts: Accounts::new(store.clone()),
             appservices: Appservices::default(),
             uia: UiaSessions::default(),
             limits: Limits::default(),
             rooms: Rooms::new(store.clone()),
+            media,
             moments: Moments::from(seams.clock.now_ms()),
             typing: Typing::default(),
             presence: Presence::default(),
             upkeep: Upkeep::default(),
             nonces: Nonces::default(),
+            delayed: Delayed::default(),
             wakeups: Wakeups::default(),
             tasks: Tasks::default(),
             config,
@@ -158,6 +177,12 @@ impl Server {
             app.tasks
                 .spawn("presence", crate::presence::watch(app.clone()));
         }
+        app.tasks
+            .spawn("delayed events", crate::delayed::send_due(app.clone()));
+        app.tasks.spawn(
+            "overtaken events",
+            crate::delayed::cancel_overtaken(app.clone()),
+        );
         let mut routes = Routes::new(app.clone());
         crate::api::routes(&mut routes);
         let list = routes.list();
@@ -260,6 +285,28 @@ impl App {
     pub fn default_room_version(&self) -> RoomVersionId {
         self.config.rooms.default_version.clone()
     }
+}
+
+/// The directory of uploads, and the client that fetches pages for users.
+async fn library(config: &Config) -> Result<Library, StartError> {
+    let testing = &config.testing;
+    let extra_ca = match &testing.extra_ca_file {
+        Some(file) => CertificateDer::pem_file_iter(file)
+            .and_then(Iterator::collect)
+            .map_err(|error| StartError::Config(format!("testing.extra_ca_file: {error}")))?,
+        None => Vec::new(),
+    };
+    let outward = Outward::new(&Policy {
+        user_agent: format!("Guildhall/{}", env!("CARGO_PKG_VERSION")),
+        allow_private: testing.allow_private_addresses,
+        extra_ca,
+        accept_any_certificate: testing.accept_any_certificate,
+    })
+    .map_err(|error| StartError::Config(error.to_string()))?;
+    Ok(Library::new(
+        Files::open(config.media_directory()).await?,
+        outward,
+    ))
 }
 
 /// The key in the store, made on the first start, after checking that the store is this server's.

@@ -20,7 +20,7 @@ const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const PASSWORD = "correct horse battery staple 7!";
 const RUN = Date.now().toString(36);
 /** How long the page may take to show what a check waits for. */
-const PAGE_MS_MAX = 15_000;
+const PAGE_MS_MAX = 20_000;
 /** More messages than Element loads with a room, so that scrolling back asks the server. */
 const HISTORY_LENGTH = 60;
 
@@ -93,7 +93,7 @@ let openRoom;
 let secretRoom;
 
 /** A check that keeps a picture of each page when it fails. */
-async function check(name, body, msMax = 40_000) {
+async function check(name, body, msMax = 60_000) {
     if (await suite.check(name, body, msMax)) return true;
     if (process.env.SCREENSHOTS) {
         for (const who of [alice, bob]) {

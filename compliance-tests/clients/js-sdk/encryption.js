@@ -7,11 +7,10 @@ import {
     CryptoEvent,
     EventShieldColour,
     VerificationPhase,
-    VerifierEvent,
 } from "matrix-js-sdk/lib/crypto-api/index.js";
 import { RustBackupManager } from "matrix-js-sdk/lib/rust-crypto/backup.js";
 
-import { made, until } from "../lib/check.js";
+import { made, until, within } from "../lib/check.js";
 import { inRoom, login, received, RUN, start, withPassword } from "./session.js";
 
 // The SDK waits up to 10 s before it uploads keys, at random; its own tests shorten that too.
@@ -87,23 +86,28 @@ export async function encryptionChecks(suite, world) {
 
     await suite.check("the two verify each other by short authentication string", async () => {
         const roomId = made("the encrypted room", world.secretRoom);
-        const incoming = new Promise((resolve) => bob.once(CryptoEvent.VerificationRequestReceived, resolve));
+        let request;
+        bob.once(CryptoEvent.VerificationRequestReceived, (received) => {
+            request = received;
+        });
         const outgoing = await alice.getCrypto().requestVerificationDM(bob.getUserId(), roomId);
-        const request = await incoming;
+        await until("bob has the request", () => request);
         assert.equal(request.otherUserId, alice.getUserId());
         await request.accept();
         await until("the request is ready", () => outgoing.phase === VerificationPhase.Ready);
-        const verifierOfAlice = await outgoing.startVerification("m.sas.v1");
-        const verifierOfBob = await until("bob's side has started", () => request.verifier);
-        const shown = [verifierOfAlice, verifierOfBob].map(
-            (verifier) => new Promise((resolve) => verifier.once(VerifierEvent.ShowSas, resolve)),
-        );
-        const ends = [verifierOfAlice.verify(), verifierOfBob.verify()];
-        const [sasOfAlice, sasOfBob] = await Promise.all(shown);
-        assert.deepEqual(sasOfAlice.sas.emoji, sasOfBob.sas.emoji);
-        assert.equal(sasOfAlice.sas.emoji.length, 7);
-        await Promise.all([sasOfAlice.confirm(), sasOfBob.confirm()]);
-        await Promise.all(ends);
+        const verifiers = [
+            await outgoing.startVerification("m.sas.v1"),
+            await until("bob's side has started", () => request.verifier),
+        ];
+        const ends = verifiers.map((verifier) => verifier.verify());
+        const shown = [];
+        for (const verifier of verifiers) {
+            shown.push(await until("the emoji are shown", () => verifier.getShowSasCallbacks()));
+        }
+        assert.deepEqual(shown[0].sas.emoji, shown[1].sas.emoji);
+        assert.equal(shown[0].sas.emoji.length, 7);
+        await Promise.all(shown.map((sas) => sas.confirm()));
+        await within(30_000, "confirmed, and not done after 30 s", Promise.all(ends));
         for (const [client, other] of [[alice, bob], [bob, alice]]) {
             await until(`${client.getUserId()} trusts ${other.getUserId()}`, async () =>
                 (await client.getCrypto().getUserVerificationStatus(other.getUserId())).isCrossSigningVerified(),

@@ -11,8 +11,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-CHECK_SECONDS_MAX = 20.0
-UNTIL_SECONDS_MAX = 10.0
+CHECK_SECONDS_MAX = 60.0
+UNTIL_SECONDS_MAX = 15.0
 UNTIL_SECONDS_EVERY = 0.02
 
 Value = TypeVar("Value")

@@ -1,4 +1,6 @@
 //! The client-server API, one module for each chapter of the specification.
 
 mod accounts;
+mod delayed;
+mod media;
 mod rooms;

@@ -2,10 +2,12 @@
 
 mod account;
 mod admin;
+mod delayed;
 mod devices;
 mod discovery;
 mod events;
 mod login;
+mod media;
 mod membership;
 mod presence;
 mod profiles;
@@ -24,9 +26,11 @@ const PREFIXES: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 /// Adds the routes of every chapter.
 pub fn routes(routes: &mut Routes) {
     account::routes(routes);
+    delayed::routes(routes);
     discovery::routes(routes);
     events::routes(routes);
     login::routes(routes);
+    media::routes(routes);
     membership::routes(routes);
     register::routes(routes);
     rooms::routes(routes);

@@ -171,10 +171,21 @@ keyspaces! {
     /// URL hashed → `PreviewRow`.
     URL_PREVIEW = 0x53;
 
+    /// user, or 0 for all → bytes uploaded.
+    MEDIA_USE = 0x54;
+    /// user, media ID → milliseconds: announced uploads that have not arrived.
+    MEDIA_PENDING = 0x55;
+
     /// delay ID → `DelayedRow`.
     DELAYED = 0x60;
     /// milliseconds, delay ID → nothing: when to send.
     DELAYED_DUE = 0x61;
+    /// user, delay ID → nothing.
+    DELAYED_USER = 0x63;
+    /// hash of room, type and state key, delay ID → nothing.
+    DELAYED_STATE = 0x64;
+    /// user, hash of device, room and txn ID → delay ID.
+    DELAYED_TXN = 0x65;
     /// application service → its position and transaction number.
     APPSERVICE = 0x62;
 }
