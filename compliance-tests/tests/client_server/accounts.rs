@@ -278,3 +278,36 @@ async fn the_directory_shows_those_in_public_rooms_and_shared_rooms_only() {
     let mutual = format!("/v1/mutual_rooms?user_id={}", segment(&bob.user_id));
     assert_eq!(alice.get(&mutual).await.ok()["joined"], json!([room]));
 }
+
+#[tokio::test] // "Server Notices"
+async fn a_notice_invites_to_a_room_that_cannot_be_refused() {
+    let world = World::new().await;
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let path = "/_synapse/admin/v1/send_server_notice";
+    bob.post(path, json!({})).await.fails(403, "M_FORBIDDEN");
+    let app = &world.server().app;
+    let user = app
+        .store
+        .find_user((&*alice.user_id).try_into().unwrap())
+        .unwrap()
+        .unwrap();
+    app.accounts
+        .change_user(user, |row| row.admin = true)
+        .await
+        .unwrap();
+    let notice =
+        json!({ "user_id": bob.user_id, "content": { "msgtype": "m.text", "body": "hi" } });
+    let once = format!("{path}/once");
+    let first = alice.put(&once, notice.clone()).await.ok();
+    assert_eq!(alice.put(&once, notice.clone()).await.ok(), first);
+    let invites = bob.sync(None, "").await["rooms"]["invite"].clone();
+    let room = invites.as_object().unwrap().keys().next().unwrap().clone();
+    bob.leave(&room)
+        .await
+        .fails(403, "M_CANNOT_LEAVE_SERVER_NOTICE_ROOM");
+    bob.join(&room).await.ok();
+    bob.leave(&room).await.ok();
+    alice.post(path, notice).await.ok();
+    let again = bob.sync(None, "").await["rooms"]["invite"].clone();
+    assert!(again[&room].is_object(), "{again}");
+}

@@ -9,6 +9,7 @@ mod events;
 mod login;
 mod media;
 mod membership;
+mod notices;
 mod presence;
 mod profiles;
 mod register;
@@ -35,6 +36,7 @@ pub fn routes(routes: &mut Routes) {
     register::routes(routes);
     rooms::routes(routes);
     devices::routes(routes);
+    notices::routes(routes);
     presence::routes(routes);
     profiles::routes(routes);
     admin::routes(routes);

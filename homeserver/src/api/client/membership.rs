@@ -134,6 +134,7 @@ async fn leave(
     Guest(caller): Guest,
     request: leave_room::v3::Request,
 ) -> ApiResult<leave_room::v3::Response> {
+    super::notices::may_leave(&app, &caller, &request.room_id)?;
     let mut change = Change::plain(caller.user_id.clone(), To::Leave);
     change.reason = request.reason;
     members::change(&app, &caller, &request.room_id, change).await?;
