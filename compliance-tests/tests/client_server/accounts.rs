@@ -311,3 +311,51 @@ async fn a_notice_invites_to_a_room_that_cannot_be_refused() {
     let again = bob.sync(None, "").await["rooms"]["invite"].clone();
     assert!(again[&room].is_object(), "{again}");
 }
+
+#[tokio::test] // "Refreshing access tokens": the old tokens end when the new ones are used
+async fn the_first_use_of_a_new_token_ends_the_old_ones() {
+    let world = World::new().await;
+    world.register("alice").await;
+    let post = http::Method::POST;
+    let mut login = json!({ "type": "m.login.password", "refresh_token": true });
+    login["identifier"] = json!({ "type": "m.id.user", "user": "alice" });
+    login["password"] = "password-of-alice".into();
+    let path = "/_matrix/client/v3/login";
+    let old = world
+        .request(post.clone(), path, None, Some(&login))
+        .await
+        .ok();
+    let refresh = |token: &Value| json!({ "refresh_token": token });
+    let path = "/_matrix/client/v3/refresh";
+    let body = refresh(&old["refresh_token"]);
+    let new = world
+        .request(post.clone(), path, None, Some(&body))
+        .await
+        .ok();
+    let who = "/_matrix/client/v3/account/whoami";
+    let ask = |token: &Value| {
+        let token = token.as_str().unwrap().to_owned();
+        let world = &world;
+        async move {
+            world
+                .request(http::Method::GET, who, Some(&token), None)
+                .await
+        }
+    };
+    ask(&old["access_token"]).await.ok();
+    ask(&new["access_token"]).await.ok();
+    ask(&old["access_token"])
+        .await
+        .fails(401, "M_UNKNOWN_TOKEN");
+    let again = world.request(post, path, None, Some(&body)).await;
+    again.fails(401, "M_UNKNOWN_TOKEN");
+    ask(&new["access_token"]).await.ok();
+}
+
+#[tokio::test] // Synapse's admin API, without a secret in the configuration
+async fn registration_by_secret_is_refused_without_one() {
+    let world = World::new().await;
+    let path = "/_synapse/admin/v1/register";
+    let reply = world.request(http::Method::GET, path, None, None).await;
+    reply.fails(400, "M_UNKNOWN");
+}
