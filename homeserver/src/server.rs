@@ -15,7 +15,7 @@ use store::{
 
 use crate::{
     accounts::{Accounts, registration},
-    api::client::uia::UiaSessions,
+    api::client::{shared_secret::Nonces, uia::UiaSessions},
     appservices::Appservices,
     config::Config,
     delayed::Delayed,
@@ -31,10 +31,12 @@ use crate::{
         library::Library,
         outward::{Outward, Policy},
     },
+    presence::Presence,
     rooms::Rooms,
     seams::Seams,
     sync::Wakeups,
     tasks::Tasks,
+    upkeep::Upkeep,
 };
 
 /// Everything that a handler may need. A clone is another handle of the same server.
@@ -70,6 +72,12 @@ pub struct Parts {
     pub typing: Typing,
     /// Events that wait for their time.
     pub delayed: Delayed,
+    /// Who is online.
+    pub presence: Presence,
+    /// What changes of accounts have still to do in rooms.
+    pub upkeep: Upkeep,
+    /// Nonces of registration with the shared secret.
+    pub nonces: Nonces,
     /// Who waits for what in `/sync`.
     pub wakeups: Wakeups,
     /// Everything that runs in the background.
@@ -151,6 +159,9 @@ impl Server {
             moments: Moments::from(seams.clock.now_ms()),
             typing: Typing::default(),
             delayed: Delayed::default(),
+            presence: Presence::default(),
+            upkeep: Upkeep::default(),
+            nonces: Nonces::default(),
             wakeups: Wakeups::default(),
             tasks: Tasks::default(),
             config,
@@ -165,6 +176,13 @@ impl Server {
             "overtaken events",
             crate::delayed::cancel_overtaken(app.clone()),
         );
+        app.tasks.spawn("upkeep", crate::upkeep::run(app.clone()));
+        app.tasks
+            .spawn("housekeeping", crate::accounts::keep_house(app.clone()));
+        if app.config.presence.enabled {
+            app.tasks
+                .spawn("presence", crate::presence::watch(app.clone()));
+        }
         let mut routes = Routes::new(app.clone());
         crate::api::routes(&mut routes);
         let list = routes.list();

@@ -1,18 +1,27 @@
 //! The client-server API, by chapter.
 
 mod account;
+mod admin;
 mod delayed;
+mod devices;
 mod discovery;
 mod events;
 mod login;
 mod media;
 mod membership;
+mod presence;
+mod profiles;
 mod register;
 mod rooms;
+pub mod shared_secret;
 mod sync;
 pub mod uia;
+mod users;
 
 use crate::http::Routes;
+
+/// What the paths of most endpoints begin with: as it was before version 1.1, and since.
+const PREFIXES: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 
 /// Adds the routes of every chapter.
 pub fn routes(routes: &mut Routes) {
@@ -25,5 +34,11 @@ pub fn routes(routes: &mut Routes) {
     membership::routes(routes);
     register::routes(routes);
     rooms::routes(routes);
+    devices::routes(routes);
+    presence::routes(routes);
+    profiles::routes(routes);
+    admin::routes(routes);
+    users::routes(routes);
+    shared_secret::routes(routes);
     sync::routes(routes);
 }

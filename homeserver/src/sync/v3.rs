@@ -2,13 +2,16 @@
 //!
 //! Spec: client-server API, "GET /_matrix/client/v3/sync".
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use ruma::OwnedRoomId;
+use ruma::{OwnedRoomId, UserId};
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 use store::{
-    keys::{Position, RoomNum},
+    keys::{Position, RoomNum, UserNum},
     rooms::{Membership, MembershipRow},
 };
 
@@ -36,6 +39,9 @@ const TIMELINE_MAX: usize = 100;
 /// How many receipts of a room a client gets at most when the room is new to it.
 const RECEIPTS_MAX: usize = 5_000;
 
+/// How many users' presence one answer tells.
+const PRESENCES_MAX: usize = 1_000;
+
 /// What a client asks of `/sync`.
 #[derive(Debug)]
 pub struct SyncRequest {
@@ -57,6 +63,8 @@ pub struct SyncResponse {
     next_batch: String,
     #[serde(skip_serializing_if = "Events::is_empty")]
     account_data: Events,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    presence: Events,
     #[serde(skip_serializing_if = "Rooms::is_empty")]
     rooms: Rooms,
 }
@@ -142,7 +150,9 @@ pub async fn sync(app: &App, caller: &Caller, request: &SyncRequest) -> ApiResul
         tokio::pin!(notified);
         notified.as_mut().enable();
         let answer = Syncing::new(app, caller, request)?.answer()?;
-        let tells = !answer.account_data.is_empty() || !answer.rooms.is_empty();
+        let tells = !answer.account_data.is_empty()
+            || !answer.presence.is_empty()
+            || !answer.rooms.is_empty();
         if tells || request.since.is_none() || request.full_state || app.tasks.is_stopping() {
             return Ok(answer);
         }
@@ -164,6 +174,8 @@ struct Syncing<'a> {
     next_batch: Token,
     format: Format<'a>,
     ignored: Vec<ruma::OwnedUserId>,
+    /// Who has joined a room of the caller's, or was met when the caller joined theirs.
+    met: std::cell::RefCell<BTreeSet<UserNum>>,
 }
 
 impl<'a> Syncing<'a> {
@@ -184,6 +196,7 @@ impl<'a> Syncing<'a> {
             next_batch: Token::new(until, moment),
             format,
             ignored,
+            met: std::cell::RefCell::default(),
         })
     }
 
@@ -238,6 +251,7 @@ impl<'a> Syncing<'a> {
         Ok(SyncResponse {
             next_batch: self.next_batch.to_string(),
             account_data,
+            presence: self.presence()?,
             rooms,
         })
     }
@@ -281,6 +295,59 @@ impl<'a> Syncing<'a> {
         Ok((global, of_rooms))
     }
 
+    /// Notes whom the caller shares a room with from now on.
+    fn meet(&self, sight: &Sight, update: &Update, fresh: bool) -> ApiResult<()> {
+        if self.since().is_none() || !self.app.config.presence.enabled {
+            return Ok(());
+        }
+        let mut met = self.met.borrow_mut();
+        if fresh {
+            let members = &sight.view.head.members;
+            let here = |user: &UserNum| members.get(user).copied() == Some(Membership::Join);
+            met.extend(self.app.presence.known().into_iter().filter(here));
+        }
+        for seen in &update.timeline {
+            let pdu = &seen.event.pdu;
+            if *pdu.kind() == ruma::events::TimelineEventType::RoomMember
+                && let Some(user_id) = pdu.state_key().and_then(|key| UserId::parse(key).ok())
+            {
+                met.extend(self.app.store.find_user(&user_id)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The presence of the caller and of those who share a room with them.
+    fn presence(&self) -> ApiResult<Events> {
+        let mut events = Events::default();
+        let (app, wanted) = (self.app, &self.request.filter.presence);
+        if !app.config.presence.enabled || !wanted.wants_type("m.presence") {
+            return Ok(events);
+        }
+        let mut users: BTreeSet<UserNum> = match self.request.since {
+            Some(since) => app
+                .presence
+                .changed_since(since.moment)
+                .into_iter()
+                .collect(),
+            None => app.presence.known().into_iter().collect(),
+        };
+        users.extend(self.met.borrow().iter());
+        for user in users {
+            if events.events.len() == PRESENCES_MAX {
+                break;
+            }
+            let user_id = app.store.user_id(user)?;
+            let shared = user == self.caller.user
+                || crate::rooms::members::share_a_room(app, self.caller.user, user)?;
+            if shared && wanted.wants_sender(&user_id) && !self.ignored.contains(&user_id) {
+                let event = app.presence.event(user, &user_id, app.clock.now_ms());
+                events.events.push(raw(&event)?);
+            }
+        }
+        Ok(events)
+    }
+
     fn ask(&self) -> Ask<'_> {
         let filter = &self.request.filter.room;
         Ask {
@@ -307,6 +374,7 @@ impl<'a> Syncing<'a> {
             pdu.state_key().is_some() || !self.ignored.iter().any(|user_id| user_id == pdu.sender())
         });
         let fresh = self.since().is_none_or(|since| row.joined_at > since);
+        self.meet(sight, &update, fresh)?;
         let ephemeral = self.ephemeral(sight, fresh)?;
         let nothing = update.timeline.is_empty()
             && update.state.is_empty()

@@ -119,6 +119,10 @@ keyspaces! {
     REGISTRATION_TOKEN = 0x2a;
     /// hash of an `OpenID` token → `OpenIdRow`.
     OPENID_TOKEN = 0x2b;
+    /// user → `Upkeep`: what a change of an account has still to do in its rooms.
+    UPKEEP = 0x2e;
+    /// user → room with the notices of this server's admins.
+    NOTICE_ROOM = 0x2f;
     /// third-party network, user → nothing: reserved names.
     REPORT = 0x2c;
 
