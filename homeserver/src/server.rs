@@ -70,14 +70,14 @@ pub struct Parts {
     pub moments: Moments,
     /// Who types where.
     pub typing: Typing,
+    /// Events that wait for their time.
+    pub delayed: Delayed,
     /// Who is online.
     pub presence: Presence,
     /// What changes of accounts have still to do in rooms.
     pub upkeep: Upkeep,
     /// Nonces of registration with the shared secret.
     pub nonces: Nonces,
-    /// Events that wait for their time.
-    pub delayed: Delayed,
     /// Who waits for what in `/sync`.
     pub wakeups: Wakeups,
     /// Everything that runs in the background.
@@ -158,10 +158,10 @@ impl Server {
             media,
             moments: Moments::from(seams.clock.now_ms()),
             typing: Typing::default(),
+            delayed: Delayed::default(),
             presence: Presence::default(),
             upkeep: Upkeep::default(),
             nonces: Nonces::default(),
-            delayed: Delayed::default(),
             wakeups: Wakeups::default(),
             tasks: Tasks::default(),
             config,
@@ -170,6 +170,12 @@ impl Server {
             key,
         }));
         app.tasks.spawn("wakeups", crate::sync::wake(app.clone()));
+        app.tasks
+            .spawn("delayed events", crate::delayed::send_due(app.clone()));
+        app.tasks.spawn(
+            "overtaken events",
+            crate::delayed::cancel_overtaken(app.clone()),
+        );
         app.tasks.spawn("upkeep", crate::upkeep::run(app.clone()));
         app.tasks
             .spawn("housekeeping", crate::accounts::keep_house(app.clone()));
@@ -177,12 +183,6 @@ impl Server {
             app.tasks
                 .spawn("presence", crate::presence::watch(app.clone()));
         }
-        app.tasks
-            .spawn("delayed events", crate::delayed::send_due(app.clone()));
-        app.tasks.spawn(
-            "overtaken events",
-            crate::delayed::cancel_overtaken(app.clone()),
-        );
         let mut routes = Routes::new(app.clone());
         crate::api::routes(&mut routes);
         let list = routes.list();
