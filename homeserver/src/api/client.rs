@@ -1,6 +1,7 @@
 //! The client-server API, by chapter.
 
 mod account;
+mod account_data;
 mod discovery;
 mod events;
 mod login;
@@ -15,6 +16,7 @@ use crate::http::Routes;
 /// Adds the routes of every chapter.
 pub fn routes(routes: &mut Routes) {
     account::routes(routes);
+    account_data::routes(routes);
     discovery::routes(routes);
     events::routes(routes);
     login::routes(routes);
