@@ -1,6 +1,7 @@
 //! The client-server API, by chapter.
 
 mod account;
+mod account_data;
 mod admin;
 mod delayed;
 mod devices;
@@ -28,6 +29,7 @@ const PREFIXES: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 pub fn routes(routes: &mut Routes) {
     account::routes(routes);
     delayed::routes(routes);
+    account_data::routes(routes);
     discovery::routes(routes);
     events::routes(routes);
     login::routes(routes);
