@@ -1,5 +1,6 @@
 //! The client-server API, one module for each chapter of the specification.
 
 mod delayed;
+mod keys;
 mod media;
 mod rooms;

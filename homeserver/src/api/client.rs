@@ -6,6 +6,7 @@ mod delayed;
 mod devices;
 mod discovery;
 mod events;
+mod keys;
 mod login;
 mod media;
 mod membership;
@@ -29,6 +30,7 @@ pub fn routes(routes: &mut Routes) {
     delayed::routes(routes);
     discovery::routes(routes);
     events::routes(routes);
+    keys::routes(routes);
     login::routes(routes);
     media::routes(routes);
     membership::routes(routes);
