@@ -12,6 +12,7 @@ pub mod delayed;
 pub mod ephemeral;
 pub mod error;
 pub mod http;
+pub mod keys;
 pub mod media;
 pub mod presence;
 pub mod receipts;

@@ -2,5 +2,6 @@
 
 mod accounts;
 mod delayed;
+mod keys;
 mod media;
 mod rooms;

@@ -7,6 +7,7 @@ mod delayed;
 mod devices;
 mod discovery;
 mod events;
+mod keys;
 mod login;
 mod media;
 mod membership;
@@ -32,6 +33,7 @@ pub fn routes(routes: &mut Routes) {
     account_data::routes(routes);
     discovery::routes(routes);
     events::routes(routes);
+    keys::routes(routes);
     login::routes(routes);
     media::routes(routes);
     membership::routes(routes);

@@ -67,6 +67,18 @@ pub struct SyncResponse {
     presence: Events,
     #[serde(skip_serializing_if = "Rooms::is_empty")]
     rooms: Rooms,
+    #[serde(flatten)]
+    key_counts: Option<KeyCounts>,
+}
+
+/// What the device has left for others to claim.
+#[derive(Debug, Serialize)]
+struct KeyCounts {
+    device_one_time_keys_count: BTreeMap<String, u64>,
+    device_unused_fallback_key_types: Vec<String>,
+    /// The same, by the name that clients still use (MSC2732).
+    #[serde(rename = "org.matrix.msc2732.device_unused_fallback_key_types")]
+    unstable_fallback_key_types: Vec<String>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -249,6 +261,7 @@ impl<'a> Syncing<'a> {
             }
         }
         Ok(SyncResponse {
+            key_counts: self.key_counts()?,
             next_batch: self.next_batch.to_string(),
             account_data,
             presence: self.presence()?,
@@ -267,6 +280,18 @@ impl<'a> Syncing<'a> {
             candidates.extend(row.map(|row| (*room, row)));
         }
         Ok(candidates)
+    }
+
+    fn key_counts(&self) -> ApiResult<Option<KeyCounts>> {
+        let Some(device) = &self.caller.device else {
+            return Ok(None);
+        };
+        let counts = crate::keys::counts(&self.app.store, self.caller.user, device)?;
+        Ok(Some(KeyCounts {
+            device_one_time_keys_count: counts.one_time,
+            device_unused_fallback_key_types: counts.unused_fallback.clone(),
+            unstable_fallback_key_types: counts.unused_fallback,
+        }))
     }
 
     fn account_data(&self) -> ApiResult<(Events, BTreeMap<RoomNum, Vec<Box<RawValue>>>)> {

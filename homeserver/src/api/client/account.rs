@@ -176,6 +176,7 @@ pub(super) fn remove_device(
 ) -> ApiResult<()> {
     app.accounts.end_session(commit, user, device)?;
     app.accounts.delete_device(commit, user, device);
+    crate::keys::delete(&app.store, commit, user, device)?;
     // MSC3890: what a device wants to be notified of goes with it.
     let settings = format!("org.matrix.msc3890.local_notification_settings.{device}");
     if account_data::get(&app.store, user, None, &settings)?.is_some() {
