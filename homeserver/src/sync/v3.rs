@@ -177,6 +177,9 @@ pub async fn sync(app: &App, caller: &Caller, request: &SyncRequest) -> ApiResul
     }
 }
 
+/// Account data by room.
+type OfRooms = BTreeMap<RoomNum, Vec<Box<RawValue>>>;
+
 /// One look at everything, from a pinned position.
 struct Syncing<'a> {
     app: &'a App,
@@ -294,7 +297,7 @@ impl<'a> Syncing<'a> {
         }))
     }
 
-    fn account_data(&self) -> ApiResult<(Events, BTreeMap<RoomNum, Vec<Box<RawValue>>>)> {
+    fn account_data(&self) -> ApiResult<(Events, OfRooms)> {
         let (store, user) = (&self.app.store, self.caller.user);
         let changed = match self.since() {
             Some(since) => account_data::changed(store, user, since, self.until)?,
@@ -302,7 +305,7 @@ impl<'a> Syncing<'a> {
         };
         let filter = &self.request.filter;
         let mut global = Events::default();
-        let mut of_rooms: BTreeMap<RoomNum, Vec<Box<RawValue>>> = BTreeMap::new();
+        let mut of_rooms = OfRooms::new();
         for data in changed {
             let wanted = match data.room {
                 None => filter.account_data.wants_type(&data.kind),
@@ -409,7 +412,7 @@ impl<'a> Syncing<'a> {
         if nothing && !fresh && !self.request.full_state {
             return Ok(None);
         }
-        let mut joined = self.write(sight, update)?;
+        let mut joined = self.write(sight, &update)?;
         joined.account_data.events = account_data;
         joined.ephemeral = Some(ephemeral);
         Ok(Some(joined))
@@ -436,7 +439,7 @@ impl<'a> Syncing<'a> {
             return Ok(None);
         }
         let update = room::update(self.app, sight, &self.ask())?;
-        let mut left = self.write(sight, update)?;
+        let mut left = self.write(sight, &update)?;
         left.summary = None;
         Ok(Some(left))
     }
@@ -474,7 +477,7 @@ impl<'a> Syncing<'a> {
         Ok(())
     }
 
-    fn write(&self, sight: &Sight, update: Update) -> ApiResult<JoinedRoom> {
+    fn write(&self, sight: &Sight, update: &Update) -> ApiResult<JoinedRoom> {
         let alone = |seen: &Seen| client_event_alone(self.app, sight, seen, &self.format);
         let with_relations = |seen: &Seen| client_event(self.app, sight, seen, &self.format);
         let state: ApiResult<Vec<_>> = update.state.iter().map(alone).collect();
