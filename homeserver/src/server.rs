@@ -140,6 +140,8 @@ impl Server {
             key,
         }));
         app.tasks.spawn("wakeups", crate::sync::wake(app.clone()));
+        let typing = crate::api::client::reading::expire_typing(app.clone());
+        app.tasks.spawn("typing", typing);
         let mut routes = Routes::new(app.clone());
         crate::api::routes(&mut routes);
         let list = routes.list();

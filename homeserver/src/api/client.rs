@@ -6,6 +6,7 @@ mod discovery;
 mod events;
 mod login;
 mod membership;
+pub mod reading;
 mod register;
 mod rooms;
 mod sync;
@@ -21,6 +22,7 @@ pub fn routes(routes: &mut Routes) {
     events::routes(routes);
     login::routes(routes);
     membership::routes(routes);
+    reading::routes(routes);
     register::routes(routes);
     rooms::routes(routes);
     sync::routes(routes);

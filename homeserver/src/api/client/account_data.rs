@@ -50,14 +50,14 @@ pub(super) fn routes(routes: &mut Routes) {
 }
 
 fn own(caller: &Caller, user_id: &str) -> ApiResult<()> {
-    let user_id = UserId::parse(user_id)
-        .map_err(|_| ApiError::invalid_param("the path names no user ID"))?;
+    let user_id =
+        UserId::parse(user_id).map_err(|_| ApiError::invalid_param("the path names no user ID"))?;
     caller.must_be(&user_id)
 }
 
 fn room(app: &App, room_id: &str) -> ApiResult<RoomNum> {
-    let room_id = RoomId::parse(room_id)
-        .map_err(|_| ApiError::invalid_param("the path names no room ID"))?;
+    let room_id =
+        RoomId::parse(room_id).map_err(|_| ApiError::invalid_param("the path names no room ID"))?;
     app.store
         .find_room(&room_id)?
         .ok_or_else(|| ApiError::not_found("the room is not known here"))
@@ -172,7 +172,9 @@ async fn put_tag(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResu
     let mut tags = tags(&app, &caller, room)?;
     tags.insert(tag.to_owned(), info.into());
     if tags.len() > TAGS_MAX {
-        return Err(ApiError::unknown(format!("a room has at most {TAGS_MAX} tags")));
+        return Err(ApiError::unknown(format!(
+            "a room has at most {TAGS_MAX} tags"
+        )));
     }
     let content = Map::from_iter([("tags".to_owned(), tags.into())]);
     write(&app, &caller, Some(room), TAG, &content).await?;
