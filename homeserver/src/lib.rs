@@ -12,6 +12,7 @@ pub mod ephemeral;
 pub mod error;
 pub mod http;
 pub mod media;
+pub mod push;
 pub mod receipts;
 pub mod rooms;
 pub mod seams;

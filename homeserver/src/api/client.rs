@@ -6,6 +6,7 @@ mod discovery;
 mod events;
 mod login;
 mod membership;
+mod push_rules;
 pub mod reading;
 mod register;
 mod rooms;
@@ -22,6 +23,7 @@ pub fn routes(routes: &mut Routes) {
     events::routes(routes);
     login::routes(routes);
     membership::routes(routes);
+    push_rules::routes(routes);
     reading::routes(routes);
     register::routes(routes);
     rooms::routes(routes);
