@@ -14,6 +14,8 @@ mod membership;
 mod notices;
 mod presence;
 mod profiles;
+mod push_rules;
+pub mod reading;
 mod register;
 mod rooms;
 pub mod shared_secret;
@@ -37,6 +39,8 @@ pub fn routes(routes: &mut Routes) {
     login::routes(routes);
     media::routes(routes);
     membership::routes(routes);
+    push_rules::routes(routes);
+    reading::routes(routes);
     register::routes(routes);
     rooms::routes(routes);
     devices::routes(routes);

@@ -306,6 +306,19 @@ impl<'a> Syncing<'a> {
         let filter = &self.request.filter;
         let mut global = Events::default();
         let mut of_rooms = OfRooms::new();
+        let has_rules =
+            |data: &account_data::AccountData| data.room.is_none() && data.kind == "m.push_rules";
+        // Who never changed a push rule has none stored, but has the server's.
+        if self.since().is_none()
+            && !changed.iter().any(has_rules)
+            && filter.account_data.wants_type("m.push_rules")
+        {
+            let rules = crate::push::rules::of_user(store, user, &self.caller.user_id)?;
+            global
+                .events
+                .push(raw(&json!({ "type": "m.push_rules", "content": rules }))?);
+        }
+        let mut of_rooms: BTreeMap<RoomNum, Vec<Box<RawValue>>> = BTreeMap::new();
         for data in changed {
             let wanted = match data.room {
                 None => filter.account_data.wants_type(&data.kind),
