@@ -318,7 +318,6 @@ impl<'a> Syncing<'a> {
                 .events
                 .push(raw(&json!({ "type": "m.push_rules", "content": rules }))?);
         }
-        let mut of_rooms: BTreeMap<RoomNum, Vec<Box<RawValue>>> = BTreeMap::new();
         for data in changed {
             let wanted = match data.room {
                 None => filter.account_data.wants_type(&data.kind),
