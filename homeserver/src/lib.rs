@@ -21,4 +21,5 @@ pub mod seams;
 pub mod server;
 pub mod sync;
 pub mod tasks;
+pub mod to_device;
 pub mod upkeep;
