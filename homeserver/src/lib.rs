@@ -15,6 +15,7 @@ pub mod http;
 pub mod keys;
 pub mod media;
 pub mod presence;
+pub mod push;
 pub mod receipts;
 pub mod rooms;
 pub mod seams;

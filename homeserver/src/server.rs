@@ -186,6 +186,8 @@ impl Server {
             app.tasks
                 .spawn("presence", crate::presence::watch(app.clone()));
         }
+        let typing = crate::api::client::reading::expire_typing(app.clone());
+        app.tasks.spawn("typing", typing);
         let mut routes = Routes::new(app.clone());
         crate::api::routes(&mut routes);
         let list = routes.list();

@@ -192,6 +192,9 @@ fn told(since: Token) -> Position {
     }
 }
 
+/// Account data by room.
+type OfRooms = BTreeMap<RoomNum, Vec<Box<RawValue>>>;
+
 /// One look at everything, from a pinned position.
 struct Syncing<'a> {
     app: &'a App,
@@ -321,7 +324,7 @@ impl<'a> Syncing<'a> {
         }))
     }
 
-    fn account_data(&self) -> ApiResult<(Events, BTreeMap<RoomNum, Vec<Box<RawValue>>>)> {
+    fn account_data(&self) -> ApiResult<(Events, OfRooms)> {
         let (store, user) = (&self.app.store, self.caller.user);
         let changed = match self.since() {
             Some(since) => account_data::changed(store, user, since, self.until)?,
@@ -329,7 +332,19 @@ impl<'a> Syncing<'a> {
         };
         let filter = &self.request.filter;
         let mut global = Events::default();
-        let mut of_rooms: BTreeMap<RoomNum, Vec<Box<RawValue>>> = BTreeMap::new();
+        let mut of_rooms = OfRooms::new();
+        let has_rules =
+            |data: &account_data::AccountData| data.room.is_none() && data.kind == "m.push_rules";
+        // Who never changed a push rule has none stored, but has the server's.
+        if self.since().is_none()
+            && !changed.iter().any(has_rules)
+            && filter.account_data.wants_type("m.push_rules")
+        {
+            let rules = crate::push::rules::of_user(store, user, &self.caller.user_id)?;
+            global
+                .events
+                .push(raw(&json!({ "type": "m.push_rules", "content": rules }))?);
+        }
         for data in changed {
             let wanted = match data.room {
                 None => filter.account_data.wants_type(&data.kind),
@@ -436,7 +451,7 @@ impl<'a> Syncing<'a> {
         if nothing && !fresh && !self.request.full_state {
             return Ok(None);
         }
-        let mut joined = self.write(sight, update)?;
+        let mut joined = self.write(sight, &update)?;
         joined.account_data.events = account_data;
         joined.ephemeral = Some(ephemeral);
         Ok(Some(joined))
@@ -463,7 +478,7 @@ impl<'a> Syncing<'a> {
             return Ok(None);
         }
         let update = room::update(self.app, sight, &self.ask())?;
-        let mut left = self.write(sight, update)?;
+        let mut left = self.write(sight, &update)?;
         left.summary = None;
         Ok(Some(left))
     }
@@ -501,7 +516,7 @@ impl<'a> Syncing<'a> {
         Ok(())
     }
 
-    fn write(&self, sight: &Sight, update: Update) -> ApiResult<JoinedRoom> {
+    fn write(&self, sight: &Sight, update: &Update) -> ApiResult<JoinedRoom> {
         let alone = |seen: &Seen| client_event_alone(self.app, sight, seen, &self.format);
         let with_relations = |seen: &Seen| client_event(self.app, sight, seen, &self.format);
         let state: ApiResult<Vec<_>> = update.state.iter().map(alone).collect();
