@@ -3,3 +3,4 @@
 mod delayed;
 mod media;
 mod rooms;
+mod sliding;

@@ -14,6 +14,7 @@ mod profiles;
 mod register;
 mod rooms;
 pub mod shared_secret;
+mod sliding;
 mod sync;
 pub mod uia;
 mod users;
@@ -40,5 +41,6 @@ pub fn routes(routes: &mut Routes) {
     admin::routes(routes);
     users::routes(routes);
     shared_secret::routes(routes);
+    sliding::routes(routes);
     sync::routes(routes);
 }

@@ -67,6 +67,8 @@ impl Token {
 
     fn read(text: &str) -> Option<Self> {
         let rest = text.strip_prefix('s')?;
+        // The `pos` of sliding sync is a token with a name behind it.
+        let rest = rest.split_once('~').map_or(rest, |(token, _)| token);
         let (order, moment) = match rest.split_once('_') {
             Some((order, moment)) => (order.parse().ok()?, moment.parse().ok()?),
             None => (rest.parse().ok()?, 0),

@@ -22,7 +22,7 @@ const VERSIONS: [&str; 27] = [
 ];
 
 /// What is served beyond them, or by the names it had before.
-const UNSTABLE: [&str; 1] = ["org.matrix.msc4222"];
+const UNSTABLE: [&str; 2] = ["org.matrix.msc4222", "org.matrix.simplified_msc3575"];
 
 pub(super) fn routes(routes: &mut Routes) {
     routes.raw(Method::GET, "/_matrix/client/versions", versions);
