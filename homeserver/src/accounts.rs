@@ -98,7 +98,7 @@ fn user_key(user: UserNum) -> Packed {
 }
 
 /// How often it is written down when devices were seen, and expired tokens are removed.
-const HOUSEKEEPING_EVERY: std::time::Duration = std::time::Duration::from_secs(60);
+const HOUSEKEEPING_EVERY: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// What is done about accounts once a minute, for ever.
 pub async fn keep_house(app: crate::server::App) {

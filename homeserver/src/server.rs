@@ -64,6 +64,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Rooms: sending, joining, creating.
     pub rooms: Rooms,
+    /// Held while keys of devices change.
+    pub key_turn: crate::keys::KeyTurn,
     /// Uploaded files, and the way out.
     pub media: Library,
     /// Numbers for what is only in memory.
@@ -157,6 +159,7 @@ impl Server {
             uia: UiaSessions::default(),
             limits: Limits::default(),
             rooms: Rooms::new(store.clone()),
+            key_turn: crate::keys::KeyTurn::default(),
             media,
             moments: Moments::from(seams.clock.now_ms()),
             typing: Typing::default(),
@@ -186,6 +189,8 @@ impl Server {
             app.tasks
                 .spawn("presence", crate::presence::watch(app.clone()));
         }
+        let typing = crate::api::client::reading::expire_typing(app.clone());
+        app.tasks.spawn("typing", typing);
         let mut routes = Routes::new(app.clone());
         crate::api::routes(&mut routes);
         let list = routes.list();

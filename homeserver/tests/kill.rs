@@ -4,6 +4,13 @@
 //! random moment, starts again, and every acknowledged event must be there once. `KILL_ROUNDS` sets how
 //! many (3 without), `KILL_ENGINE` the engine.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test of a real process on a real clock, which should end at the first surprise"
+)]
+
 use std::{
     collections::BTreeMap,
     net::TcpListener,
@@ -29,10 +36,6 @@ struct Running {
 
 impl Running {
     /// Starts the server over `data`, and says how long it took to answer.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a test of a real process on a real clock"
-    )]
     async fn start(data: &Path, engine: &str, client: &Client) -> (Self, Duration) {
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()

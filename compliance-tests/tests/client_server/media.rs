@@ -11,7 +11,7 @@ fn png(width: u32, height: u32) -> Vec<u8> {
 
 /// The same with a header that claims another size.
 fn png_claiming(width: u32, height: u32, [wide, high]: [u32; 2]) -> Vec<u8> {
-    fn chunk(kind: &[u8; 4], data: &[u8], out: &mut Vec<u8>) {
+    fn chunk(kind: [u8; 4], data: &[u8], out: &mut Vec<u8>) {
         out.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
         let start = out.len();
         out.extend(kind);
@@ -53,9 +53,9 @@ fn png_claiming(width: u32, height: u32, [wide, high]: [u32; 2]) -> Vec<u8> {
         &[8, 0, 0, 0, 0],
     ]
     .concat();
-    chunk(b"IHDR", &header, &mut out);
-    chunk(b"IDAT", &stream, &mut out);
-    chunk(b"IEND", &[], &mut out);
+    chunk(*b"IHDR", &header, &mut out);
+    chunk(*b"IDAT", &stream, &mut out);
+    chunk(*b"IEND", &[], &mut out);
     out
 }
 

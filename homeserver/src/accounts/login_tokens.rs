@@ -1,6 +1,6 @@
 //! Login tokens: with one, a device that is logged in lets another one log in, once.
 //!
-//! Spec: client-server API, "POST /login/get_token", "Token-based login".
+//! Spec: client-server API, `POST /login/get_token`, "Token-based login".
 
 use serde::{Deserialize, Serialize};
 use store::{
@@ -62,7 +62,7 @@ impl Accounts {
         Ok(row.user)
     }
 
-    /// Removes login and OpenID tokens that have expired.
+    /// Removes login and `OpenID` tokens that have expired.
     ///
     /// # Errors
     /// When the store cannot be read or written.

@@ -1,6 +1,6 @@
-//! OpenID tokens: with one, a third party asks this server who its bearer is.
+//! `OpenID` tokens: with one, a third party asks this server who its bearer is.
 //!
-//! Spec: client-server API, "OpenID"; server-server API, "OpenID".
+//! Spec: client-server API, `OpenID`; server-server API, `OpenID`.
 
 use ruma::OwnedUserId;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ struct OpenIdRow {
 }
 
 impl Accounts {
-    /// A new OpenID token of a user.
+    /// A new `OpenID` token of a user.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -39,7 +39,7 @@ impl Accounts {
         Ok(token)
     }
 
-    /// Whose an OpenID token is, if it is valid and its user still has an account.
+    /// Whose an `OpenID` token is, if it is valid and its user still has an account.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -57,7 +57,7 @@ impl Accounts {
         Ok(Some(self.store.user_id(row.user)?))
     }
 
-    /// Adds to `commit` the removal of OpenID tokens that have expired, at most `most`.
+    /// Adds to `commit` the removal of `OpenID` tokens that have expired, at most `most`.
     ///
     /// # Errors
     /// When the store cannot be read.

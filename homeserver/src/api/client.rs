@@ -1,16 +1,21 @@
 //! The client-server API, by chapter.
 
 mod account;
+mod account_data;
 mod admin;
 mod delayed;
 mod devices;
 mod discovery;
 mod events;
+mod keys;
 mod login;
 mod media;
 mod membership;
+mod notices;
 mod presence;
 mod profiles;
+mod push_rules;
+pub mod reading;
 mod register;
 mod rooms;
 pub mod shared_secret;
@@ -28,14 +33,19 @@ const PREFIXES: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 pub fn routes(routes: &mut Routes) {
     account::routes(routes);
     delayed::routes(routes);
+    account_data::routes(routes);
     discovery::routes(routes);
     events::routes(routes);
+    keys::routes(routes);
     login::routes(routes);
     media::routes(routes);
     membership::routes(routes);
+    push_rules::routes(routes);
+    reading::routes(routes);
     register::routes(routes);
     rooms::routes(routes);
     devices::routes(routes);
+    notices::routes(routes);
     presence::routes(routes);
     profiles::routes(routes);
     admin::routes(routes);

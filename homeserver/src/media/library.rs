@@ -34,7 +34,7 @@ const USE: Table<MediaUse> = Table::new(Keyspace::MEDIA_USE);
 const THUMBNAILS_AT_ONCE: usize = 2;
 
 /// How long a download waits for an announced upload at most.
-const WAIT_MAX: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_mins(1);
 
 /// Media that were uploaded, or announced.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -356,7 +356,7 @@ pub async fn small(app: &App, original: Served, size: Size, animated: bool) -> A
         thumbnail(BufReader::new(file), size, animated, &limits)
     })
     .await
-    .map_err(thumbnail_error)?;
+    .map_err(|error| thumbnail_error(&error))?;
     let mut commit = Commit::new();
     let (row, pin) = match made {
         Thumbnail::Original { content_type } => (
@@ -400,7 +400,7 @@ fn served(original: Served, row: ThumbnailRow) -> Served {
 }
 
 /// How an image that cannot be made smaller is told to a client.
-fn thumbnail_error(error: ThumbnailError) -> ApiError {
+fn thumbnail_error(error: &ThumbnailError) -> ApiError {
     match error {
         ThumbnailError::TooLarge { .. } => ApiError::too_large(error.to_string()),
         ThumbnailError::NotAnImage | ThumbnailError::Damaged(_) => {

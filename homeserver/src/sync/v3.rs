@@ -67,6 +67,18 @@ pub struct SyncResponse {
     presence: Events,
     #[serde(skip_serializing_if = "Rooms::is_empty")]
     rooms: Rooms,
+    #[serde(flatten)]
+    key_counts: Option<KeyCounts>,
+}
+
+/// What the device has left for others to claim.
+#[derive(Debug, Serialize)]
+struct KeyCounts {
+    device_one_time_keys_count: BTreeMap<String, u64>,
+    device_unused_fallback_key_types: Vec<String>,
+    /// The same, by the name that clients still use (MSC2732).
+    #[serde(rename = "org.matrix.msc2732.device_unused_fallback_key_types")]
+    unstable_fallback_key_types: Vec<String>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -165,6 +177,9 @@ pub async fn sync(app: &App, caller: &Caller, request: &SyncRequest) -> ApiResul
     }
 }
 
+/// Account data by room.
+type OfRooms = BTreeMap<RoomNum, Vec<Box<RawValue>>>;
+
 /// One look at everything, from a pinned position.
 struct Syncing<'a> {
     app: &'a App,
@@ -249,6 +264,7 @@ impl<'a> Syncing<'a> {
             }
         }
         Ok(SyncResponse {
+            key_counts: self.key_counts()?,
             next_batch: self.next_batch.to_string(),
             account_data,
             presence: self.presence()?,
@@ -269,7 +285,19 @@ impl<'a> Syncing<'a> {
         Ok(candidates)
     }
 
-    fn account_data(&self) -> ApiResult<(Events, BTreeMap<RoomNum, Vec<Box<RawValue>>>)> {
+    fn key_counts(&self) -> ApiResult<Option<KeyCounts>> {
+        let Some(device) = &self.caller.device else {
+            return Ok(None);
+        };
+        let counts = crate::keys::counts(&self.app.store, self.caller.user, device)?;
+        Ok(Some(KeyCounts {
+            device_one_time_keys_count: counts.one_time,
+            device_unused_fallback_key_types: counts.unused_fallback.clone(),
+            unstable_fallback_key_types: counts.unused_fallback,
+        }))
+    }
+
+    fn account_data(&self) -> ApiResult<(Events, OfRooms)> {
         let (store, user) = (&self.app.store, self.caller.user);
         let changed = match self.since() {
             Some(since) => account_data::changed(store, user, since, self.until)?,
@@ -277,6 +305,19 @@ impl<'a> Syncing<'a> {
         };
         let filter = &self.request.filter;
         let mut global = Events::default();
+        let mut of_rooms = OfRooms::new();
+        let has_rules =
+            |data: &account_data::AccountData| data.room.is_none() && data.kind == "m.push_rules";
+        // Who never changed a push rule has none stored, but has the server's.
+        if self.since().is_none()
+            && !changed.iter().any(has_rules)
+            && filter.account_data.wants_type("m.push_rules")
+        {
+            let rules = crate::push::rules::of_user(store, user, &self.caller.user_id)?;
+            global
+                .events
+                .push(raw(&json!({ "type": "m.push_rules", "content": rules }))?);
+        }
         let mut of_rooms: BTreeMap<RoomNum, Vec<Box<RawValue>>> = BTreeMap::new();
         for data in changed {
             let wanted = match data.room {
@@ -384,7 +425,7 @@ impl<'a> Syncing<'a> {
         if nothing && !fresh && !self.request.full_state {
             return Ok(None);
         }
-        let mut joined = self.write(sight, update)?;
+        let mut joined = self.write(sight, &update)?;
         joined.account_data.events = account_data;
         joined.ephemeral = Some(ephemeral);
         Ok(Some(joined))
@@ -411,7 +452,7 @@ impl<'a> Syncing<'a> {
             return Ok(None);
         }
         let update = room::update(self.app, sight, &self.ask())?;
-        let mut left = self.write(sight, update)?;
+        let mut left = self.write(sight, &update)?;
         left.summary = None;
         Ok(Some(left))
     }
@@ -449,7 +490,7 @@ impl<'a> Syncing<'a> {
         Ok(())
     }
 
-    fn write(&self, sight: &Sight, update: Update) -> ApiResult<JoinedRoom> {
+    fn write(&self, sight: &Sight, update: &Update) -> ApiResult<JoinedRoom> {
         let alone = |seen: &Seen| client_event_alone(self.app, sight, seen, &self.format);
         let with_relations = |seen: &Seen| client_event(self.app, sight, seen, &self.format);
         let state: ApiResult<Vec<_>> = update.state.iter().map(alone).collect();

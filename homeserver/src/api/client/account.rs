@@ -1,7 +1,7 @@
 //! The caller's own account: who it is, its password, its end.
 //!
 //! Third-party identifiers are not kept: the list is empty, and there is no endpoint to add one.
-//! Spec: client-server API, "Account management", "Current account information", "OpenID".
+//! Spec: client-server API, "Account management", "Current account information", `OpenID`.
 
 use http::Method;
 use ruma::{
@@ -53,7 +53,7 @@ async fn who_am_i(
     _: whoami::v3::Request,
 ) -> ApiResult<whoami::v3::Response> {
     let mut response = whoami::v3::Response::new(caller.user_id.clone(), caller.account.guest);
-    response.device_id = caller.device.clone();
+    response.device_id.clone_from(&caller.device);
     Ok(response)
 }
 
@@ -176,6 +176,7 @@ pub(super) fn remove_device(
 ) -> ApiResult<()> {
     app.accounts.end_session(commit, user, device)?;
     app.accounts.delete_device(commit, user, device);
+    crate::keys::delete(&app.store, commit, user, device)?;
     // MSC3890: what a device wants to be notified of goes with it.
     let settings = format!("org.matrix.msc3890.local_notification_settings.{device}");
     if account_data::get(&app.store, user, None, &settings)?.is_some() {

@@ -37,7 +37,7 @@ pub(super) fn routes(routes: &mut Routes) {
         });
         routes.raw(Method::PUT, &suspend, |app, caller, request| async move {
             write(&app, &caller, &request, "suspended", |row, on| {
-                row.suspended = on
+                row.suspended = on;
             })
             .await
         });

@@ -17,7 +17,7 @@ use ruma::{
 use serde_json::{Value, json, value::RawValue};
 use store::kv::Direction as Walk;
 
-use super::delayed;
+use super::{delayed, membership};
 use crate::{
     error::{ApiError, ApiResult},
     http::{Caller, Guest, RawRequest, Routes, limits::Doing},
@@ -134,8 +134,15 @@ async fn send_state(app: App, Guest(caller): Guest, request: RawRequest) -> ApiR
         let id = crate::delayed::schedule(&app, &caller, &room_id, delay_ms, None, draft).await?;
         return Ok(json!({ "delay_id": id }));
     }
+    let mut draft = draft()?;
+    if draft.kind == "m.room.member" {
+        let changed = membership::by_event(&app, &caller, &room_id, &mut draft).await?;
+        if let Some(event_id) = changed {
+            return Ok(json!({ "event_id": event_id }));
+        }
+    }
     let outgoing = Outgoing {
-        draft: draft()?,
+        draft,
         txn_id: None,
         timestamp: timestamp(&caller, &request)?,
     };

@@ -166,9 +166,10 @@ async fn change(
     let mut commit = Commit::new();
     app.accounts.put_profile(&mut commit, caller.user, &profile);
     commit.log(Change::Profile { user: caller.user });
-    let _begun = match shown_in_rooms {
-        true => Some(app.upkeep.begin(app, &mut commit, caller.user, false).await),
-        false => None,
+    let _begun = if shown_in_rooms {
+        Some(app.upkeep.begin(app, &mut commit, caller.user, false).await)
+    } else {
+        None
     };
     app.store.commit(commit).await?;
     Ok(json!({}))
