@@ -41,6 +41,13 @@ pub type KeysById = BTreeMap<String, Box<RawValue>>;
 #[derive(Debug, Default)]
 pub struct KeyTurn(tokio::sync::Mutex<()>);
 
+impl KeyTurn {
+    /// Waits for the turn.
+    pub async fn lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.lock().await
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct KeyRow {
     id: String,
@@ -315,7 +322,7 @@ fn claim_one(
     Ok(Some((row.id, row.key)))
 }
 
-/// Deletes every key of a device.
+/// Deletes every key of a device, and the messages that wait for it.
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -329,6 +336,7 @@ pub fn delete(
         Keyspace::DEVICE_KEYS,
         Keyspace::ONE_TIME_KEY,
         Keyspace::FALLBACK_KEY,
+        Keyspace::TO_DEVICE,
     ] {
         store.visit(
             &of_device(keyspace, user, device),

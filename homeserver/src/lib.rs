@@ -22,4 +22,5 @@ pub mod seams;
 pub mod server;
 pub mod sync;
 pub mod tasks;
+pub mod to_device;
 pub mod upkeep;

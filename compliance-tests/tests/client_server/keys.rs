@@ -87,3 +87,25 @@ async fn keys_of_another_shape_or_device_are_refused() {
         .await
         .fails(400, "M_BAD_JSON");
 }
+
+#[tokio::test] // "PUT /sendToDevice": once for a transaction, in batches, until acknowledged
+async fn messages_to_a_device_arrive_once_in_order_and_in_batches() {
+    let world = World::new().await;
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    for number in 0..101 {
+        let body = json!({ "messages": { &bob.user_id: { "*": { "number": number } } } });
+        let path = format!("/v3/sendToDevice/m.test/{number}");
+        alice.put(&path, body.clone()).await.ok();
+        alice.put(&path, body).await.ok();
+    }
+    let first = bob.sync(None, "").await;
+    assert_eq!(first["to_device"]["events"].as_array().unwrap().len(), 100);
+    let again = bob.sync(None, "").await;
+    assert_eq!(again["to_device"], first["to_device"]);
+    let rest = bob.sync(first["next_batch"].as_str(), "").await;
+    let last = json!([{ "type": "m.test", "sender": alice.user_id, "content": { "number": 100 } }]);
+    assert_eq!(rest["to_device"]["events"], last);
+    let after = bob.sync(rest["next_batch"].as_str(), "").await;
+    assert_eq!(after["to_device"], Value::Null);
+    assert_eq!(bob.sync(None, "").await["to_device"], Value::Null);
+}

@@ -695,3 +695,61 @@ async fn what_an_ignored_user_says_is_not_told() {
     let second = slide(&alice, pos(&first), all_rooms(19, 5)).await.ok();
     assert_eq!(second["rooms"], json!({}));
 }
+
+#[tokio::test] // MSC3885: to-device messages stay until a later `since` acknowledges them
+async fn messages_to_a_device_come_until_it_has_them() {
+    let world = World::new().await;
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let message = json!({ "messages": { &alice.user_id: { &alice.device_id: { "n": 1 } } } });
+    bob.put("/v3/sendToDevice/org.example/t1", message)
+        .await
+        .ok();
+    let body = |since: Option<&str>| {
+        let mut asked = json!({ "enabled": true, "limit": 100 });
+        if let Some(since) = since {
+            asked["since"] = since.into();
+        }
+        json!({ "conn_id": "encryption", "extensions": { "to_device": asked } })
+    };
+    let first = slide(&alice, None, body(None)).await.ok();
+    let told = &first["extensions"]["to_device"];
+    assert_eq!(told["events"][0]["content"]["n"], 1);
+    assert_eq!(told["events"][0]["sender"], bob.user_id);
+    let lost = slide(&alice, None, body(None)).await.ok();
+    assert_eq!(lost["extensions"]["to_device"]["events"], told["events"]);
+    let since = told["next_batch"].as_str();
+    let next = slide(&alice, pos(&lost), body(since)).await.ok();
+    assert_eq!(next["extensions"]["to_device"]["events"], json!([]));
+    let gone = slide(&alice, None, body(None)).await.ok();
+    assert_eq!(gone["extensions"]["to_device"]["events"], json!([]));
+    slide(&alice, None, body(Some("nonsense")))
+        .await
+        .fails(400, "M_INVALID_PARAM");
+}
+
+#[tokio::test] // MSC3884: key counts and changed devices
+async fn key_counts_and_changed_devices_are_told() {
+    let world = World::new().await;
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let stranger = world.register("stranger").await;
+    let room = alice.public_room().await;
+    bob.join(&room).await.ok();
+    let body = || json!({ "conn_id": "encryption", "extensions": { "e2ee": { "enabled": true } } });
+    let first = slide(&alice, None, body()).await.ok();
+    let told = &first["extensions"]["e2ee"];
+    assert_eq!(told["device_one_time_keys_count"]["signed_curve25519"], 0);
+    assert_eq!(told["device_unused_fallback_key_types"], json!([]));
+    for who in [&bob, &stranger] {
+        let keys = json!({ "device_keys": {
+            "user_id": who.user_id, "device_id": who.device_id, "algorithms": ["m.megolm.v1.aes-sha2"],
+            "keys": { format!("ed25519:{}", who.device_id): "key" },
+            "signatures": { &who.user_id: { format!("ed25519:{}", who.device_id): "signature" } },
+        } });
+        who.post("/v3/keys/upload", keys).await.ok();
+    }
+    let second = slide(&alice, pos(&first), body()).await.ok();
+    let told = &second["extensions"]["e2ee"];
+    assert_eq!(told["device_lists"]["changed"], json!([bob.user_id]));
+    let third = slide(&alice, pos(&second), body()).await.ok();
+    assert!(third["extensions"]["e2ee"]["device_lists"].is_null());
+}

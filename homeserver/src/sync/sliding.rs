@@ -3,10 +3,11 @@
 //!
 //! Reading order: [`request`] (what is asked, in two forms) → [`connection`] (what was told before) →
 //! [`roster`] (the user's rooms) → [`rules`] (which of them, and what) → [`room`] (one room) →
-//! [`extensions`] (the rest). To-device messages and keys are not told here.
+//! [`extensions`] and [`encryption`] (the rest).
 //! Spec: MSC4186.
 
 mod connection;
+mod encryption;
 mod extensions;
 pub mod request;
 mod room;
@@ -70,6 +71,7 @@ pub async fn sync(app: &App, caller: &Caller, request: &Request) -> ApiResult<Re
         .open(&key, pos.is_none(), app.clock.now_ms())
         .ok_or_else(unknown)?;
     let (mut told, turn) = lock(&connection).begin(pos).ok_or_else(unknown)?;
+    encryption::acknowledge(app, caller, &request.extensions.to_device).await?;
     let longest = Duration::from_secs(app.config.limits.sync_wait_seconds_max);
     let deadline = app.clock.instant() + request.timeout.min(longest);
     let waiting = app.wakeups.wait(caller.user);
@@ -158,6 +160,8 @@ fn answer(
     let extensions = Asked {
         look: &look,
         user: caller.user,
+        device: caller.device.as_deref(),
+        since: before.upto,
         windows: &windows,
         touched: &touched,
         rooms: &rooms,

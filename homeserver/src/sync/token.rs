@@ -21,6 +21,8 @@ pub struct Token {
     pub order: i64,
     /// Every change in memory up to here is before the point.
     pub moment: Moment,
+    /// Messages to the device are told up to here only, if that is not as far as `order`; else 0.
+    pub to_device: Position,
 }
 
 impl Token {
@@ -29,12 +31,17 @@ impl Token {
         Self {
             order: i64::try_from(position).unwrap_or(i64::MAX),
             moment,
+            to_device: 0,
         }
     }
 
     /// The point behind the event at `order` of some timeline.
     pub fn behind(order: i64) -> Self {
-        Self { order, moment: 0 }
+        Self {
+            order,
+            moment: 0,
+            to_device: 0,
+        }
     }
 
     /// The point before the event at `order` of some timeline.
@@ -42,6 +49,7 @@ impl Token {
         Self {
             order: order.saturating_sub(1),
             moment: 0,
+            to_device: 0,
         }
     }
 
@@ -69,19 +77,24 @@ impl Token {
         let rest = text.strip_prefix('s')?;
         // The `pos` of sliding sync is a token with a name behind it.
         let rest = rest.split_once('~').map_or(rest, |(token, _)| token);
-        let (order, moment) = match rest.split_once('_') {
-            Some((order, moment)) => (order.parse().ok()?, moment.parse().ok()?),
-            None => (rest.parse().ok()?, 0),
-        };
-        Some(Self { order, moment })
+        let mut parts = rest.split('_');
+        let order = parts.next()?.parse().ok()?;
+        let moment = parts.next().map_or(Some(0), |part| part.parse().ok())?;
+        let to_device = parts.next().map_or(Some(0), |part| part.parse().ok())?;
+        parts.next().is_none().then_some(Self {
+            order,
+            moment,
+            to_device,
+        })
     }
 }
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.moment {
-            0 => write!(f, "s{}", self.order),
-            moment => write!(f, "s{}_{moment}", self.order),
+        match (self.moment, self.to_device) {
+            (0, 0) => write!(f, "s{}", self.order),
+            (moment, 0) => write!(f, "s{}_{moment}", self.order),
+            (moment, to_device) => write!(f, "s{}_{moment}_{to_device}", self.order),
         }
     }
 }
@@ -111,7 +124,7 @@ mod tests {
             "t17",
             "s17_",
             "s_4",
-            "s1_2_3",
+            "s1_2_3_4",
             "s99999999999999999999",
             "s-",
             "sé",

@@ -28,6 +28,7 @@ use crate::{
     receipts::{self, Receipt},
     rooms::read::{Format, Seen, Sight, client_event, client_event_alone, stripped_state},
     server::App,
+    to_device,
 };
 
 /// How many events of a room's timeline a client gets that names no number.
@@ -67,6 +68,8 @@ pub struct SyncResponse {
     presence: Events,
     #[serde(skip_serializing_if = "Rooms::is_empty")]
     rooms: Rooms,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    to_device: Events,
     #[serde(flatten)]
     key_counts: Option<KeyCounts>,
 }
@@ -156,6 +159,9 @@ struct Timeline {
 pub async fn sync(app: &App, caller: &Caller, request: &SyncRequest) -> ApiResult<SyncResponse> {
     let longest = Duration::from_secs(app.config.limits.sync_wait_seconds_max);
     let deadline = app.clock.instant() + request.timeout.min(longest);
+    if let (Some(device), Some(since)) = (&caller.device, request.since) {
+        to_device::acknowledge(&app.store, caller.user, device, told(since)).await?;
+    }
     let waiting = app.wakeups.wait(caller.user);
     loop {
         let notified = waiting.notified();
@@ -163,6 +169,7 @@ pub async fn sync(app: &App, caller: &Caller, request: &SyncRequest) -> ApiResul
         notified.as_mut().enable();
         let answer = Syncing::new(app, caller, request)?.answer()?;
         let tells = !answer.account_data.is_empty()
+            || !answer.to_device.is_empty()
             || !answer.presence.is_empty()
             || !answer.rooms.is_empty();
         if tells || request.since.is_none() || request.full_state || app.tasks.is_stopping() {
@@ -179,6 +186,14 @@ pub async fn sync(app: &App, caller: &Caller, request: &SyncRequest) -> ApiResul
 
 /// Account data by room.
 type OfRooms = BTreeMap<RoomNum, Vec<Box<RawValue>>>;
+
+/// Up to where messages to a device were told to the holder of a token.
+fn told(since: Token) -> Position {
+    match since.to_device {
+        0 => since.position(),
+        told => told.min(since.position()),
+    }
+}
 
 /// One look at everything, from a pinned position.
 struct Syncing<'a> {
@@ -263,9 +278,21 @@ impl<'a> Syncing<'a> {
                 Membership::Invite | Membership::Knock => {}
             }
         }
+        let mut next_batch = self.next_batch;
+        let mut to_device = Vec::new();
+        if let Some(device) = &self.caller.device {
+            let since = self.request.since.map_or(0, told);
+            let (store, user) = (&self.app.store, self.caller.user);
+            let (messages, up_to) = to_device::pending(store, user, device, since, self.until)?;
+            to_device = messages;
+            if up_to < self.until {
+                next_batch.to_device = up_to;
+            }
+        }
         Ok(SyncResponse {
+            to_device: Events { events: to_device },
             key_counts: self.key_counts()?,
-            next_batch: self.next_batch.to_string(),
+            next_batch: next_batch.to_string(),
             account_data,
             presence: self.presence()?,
             rooms,

@@ -15,10 +15,16 @@ use crate::{
     http::{Guest, RawRequest, Routes},
     keys,
     server::App,
+    to_device,
 };
 
 pub(super) fn routes(routes: &mut Routes) {
     for prefix in PREFIXES {
+        routes.raw(
+            Method::PUT,
+            &format!("{prefix}/sendToDevice/{{type}}/{{txn_id}}"),
+            send,
+        );
         routes.raw(Method::POST, &format!("{prefix}/keys/upload"), upload);
         routes.raw(Method::POST, &format!("{prefix}/keys/query"), query);
         routes.raw(Method::POST, &format!("{prefix}/keys/claim"), claim);
@@ -30,6 +36,18 @@ async fn upload(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResul
     let uploaded: keys::Upload = request.json()?;
     let counts = keys::upload(&app, caller.user, &caller.user_id, device, uploaded).await?;
     Ok(json!({ "one_time_key_counts": counts.one_time }))
+}
+
+#[derive(Deserialize)]
+struct Send {
+    messages: to_device::Messages,
+}
+
+async fn send(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
+    let body: Send = request.json()?;
+    let (kind, txn_id) = (request.arg(0), request.arg(1));
+    to_device::send(&app, &caller, kind, txn_id, &body.messages).await?;
+    Ok(json!({}))
 }
 
 #[derive(Deserialize)]

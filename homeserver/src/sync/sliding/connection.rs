@@ -72,6 +72,10 @@ pub(super) struct Told {
     pub(super) typing: Heard<()>,
     /// Of global account data, up to where.
     pub(super) global: Option<Position>,
+    /// Of changed devices, up to where.
+    pub(super) devices: Option<Position>,
+    /// How many keys the device has left.
+    pub(super) keys: Option<Arc<serde_json::Value>>,
     /// What was asked for last, and the configurations made from it.
     pub(super) rules: Arc<Rules>,
     /// Those configurations, by the names of the rules that match.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ruma::OwnedRoomId;
+use ruma::{DeviceId, OwnedRoomId};
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 use store::{
@@ -15,6 +15,7 @@ use store::{
 
 use super::{
     connection::{Heard, Told},
+    encryption::{self, Encryption},
     request::{self, Extension},
     room::{Look, Room},
     rules::{Matched, Windows},
@@ -23,7 +24,7 @@ use crate::{
     account_data,
     error::{ApiError, ApiResult},
     receipts,
-    sync::{touched::Touched, v3::receipts_event},
+    sync::{Token, touched::Touched, v3::receipts_event},
 };
 
 /// How many receipts of a room are looked at when the room is new to the client.
@@ -38,6 +39,8 @@ pub(super) struct Extensions {
     receipts: Option<Rooms<Box<RawValue>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     typing: Option<Rooms<Box<RawValue>>>,
+    #[serde(flatten)]
+    encryption: Encryption,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -56,7 +59,10 @@ struct Rooms<T> {
 impl Extensions {
     /// Whether there is nothing to tell.
     pub(super) fn is_empty(&self) -> bool {
-        self.account_data.is_none() && self.receipts.is_none() && self.typing.is_none()
+        self.account_data.is_none()
+            && self.receipts.is_none()
+            && self.typing.is_none()
+            && self.encryption.is_empty()
     }
 }
 
@@ -65,6 +71,9 @@ impl Extensions {
 pub(super) struct Asked<'a> {
     pub(super) look: &'a Look<'a>,
     pub(super) user: UserNum,
+    pub(super) device: Option<&'a DeviceId>,
+    /// Where the connection was; nowhere in its first answer.
+    pub(super) since: Option<Token>,
     pub(super) windows: &'a Windows,
     pub(super) touched: &'a Touched,
     /// The rooms of the answer.
@@ -106,6 +115,7 @@ impl Asked<'_> {
         } else {
             told.typing.miss(self.touched.rooms.as_ref(), |_| false);
         }
+        extensions.encryption = encryption::answer(self, wanted, told)?;
         Ok(extensions)
     }
 
@@ -114,7 +124,7 @@ impl Asked<'_> {
         &self,
         wanted: &Extension,
         heard: &mut Heard<()>,
-        mut tell: impl FnMut(RoomNum, &Matched, Option<crate::sync::Token>) -> ApiResult<Option<T>>,
+        mut tell: impl FnMut(RoomNum, &Matched, Option<Token>) -> ApiResult<Option<T>>,
     ) -> ApiResult<BTreeMap<OwnedRoomId, T>> {
         let mut rooms = BTreeMap::new();
         let is_wanted =
@@ -174,7 +184,7 @@ impl Asked<'_> {
         &self,
         room: RoomNum,
         matched: &Matched,
-        since: Option<crate::sync::Token>,
+        since: Option<Token>,
     ) -> ApiResult<Option<Box<RawValue>>> {
         if !self.is_joined(room)? {
             return Ok(None);
@@ -200,11 +210,7 @@ impl Asked<'_> {
         receipts_event(app, &receipts).map(Some)
     }
 
-    fn typing(
-        &self,
-        room: RoomNum,
-        since: Option<crate::sync::Token>,
-    ) -> ApiResult<Option<Box<RawValue>>> {
+    fn typing(&self, room: RoomNum, since: Option<Token>) -> ApiResult<Option<Box<RawValue>>> {
         if !self.is_joined(room)? {
             return Ok(None);
         }

@@ -143,6 +143,20 @@ pub struct Extensions {
     pub receipts: Extension,
     /// Who types.
     pub typing: Extension,
+    /// Messages to the device.
+    pub to_device: ToDevice,
+    /// Keys and devices.
+    pub e2ee: Extension,
+}
+
+/// The extension for messages to the device.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ToDevice {
+    /// Whether it is wanted.
+    pub enabled: Option<bool>,
+    /// Up to where the device has its messages; it has none without.
+    pub since: Option<String>,
 }
 
 /// An extension, and for which of the wanted rooms.

@@ -14,7 +14,7 @@ use federation::room::StateMap;
 use imbl::OrdSet;
 use ruma::{OwnedEventId, OwnedUserId};
 use serde::Serialize;
-use serde_json::{json, value::RawValue};
+use serde_json::{Value, json, value::RawValue};
 use store::{
     keys::Position,
     kv::Direction,
@@ -61,7 +61,11 @@ const BUMPS: [&str; 9] = [
     "org.matrix.msc3672.beacon_info",
 ];
 
-/// A room in an answer. What is `None` is not there; `Some(None)` is `null`.
+/// A room in an answer.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the wire has these flags, each with a meaning of its own"
+)]
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Room {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,9 +75,9 @@ pub(super) struct Room {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     lists: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<Option<String>>,
+    name: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    avatar: Option<Option<String>>,
+    avatar: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     heroes: Option<Vec<Hero>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -207,6 +211,10 @@ impl Look<'_> {
     }
 
     /// A room where the user is or was.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "each step needs what the steps before found out, in the order of the proposal"
+    )]
     fn inside(
         &self,
         sight: &Sight,
@@ -392,7 +400,8 @@ impl Look<'_> {
             room.heroes = Some(told);
         }
         // In a first answer, what is not there is not set.
-        let tell = |value: Option<String>| (value.is_some() || !room.initial).then_some(value);
+        let tell =
+            |value: Option<String>| (value.is_some() || !room.initial).then(|| Value::from(value));
         let avatar = self.text(state, "m.room.avatar", "url")?;
         let (name, avatar) = (tell(name), tell(avatar));
         if named {
@@ -405,7 +414,7 @@ impl Look<'_> {
     }
 
     fn text(&self, state: &StateMap, kind: &str, field: &str) -> ApiResult<Option<String>> {
-        let content: Option<serde_json::Value> = state_content(&self.app.store, state, kind, "")?;
+        let content: Option<Value> = state_content(&self.app.store, state, kind, "")?;
         let text = content
             .as_ref()
             .and_then(|content| content.get(field)?.as_str());

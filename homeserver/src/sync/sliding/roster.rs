@@ -53,7 +53,7 @@ pub(super) struct Entry {
 #[derive(Deserialize)]
 struct Tags {
     #[serde(default)]
-    tags: BTreeMap<String, serde::de::IgnoredAny>,
+    tags: BTreeMap<String, serde_json::Value>,
 }
 
 #[derive(Deserialize)]

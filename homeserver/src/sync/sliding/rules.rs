@@ -178,7 +178,8 @@ fn children_of(
         for (child, _) in view.head.state.of_kind("m.space.child") {
             let content: Option<serde_json::Value> =
                 state_content(&app.store, &view.head.state, "m.space.child", child)?;
-            let counts = content.is_some_and(|content| content["via"].is_array());
+            let via = content.as_ref().and_then(|content| content.get("via"));
+            let counts = via.is_some_and(serde_json::Value::is_array);
             if let (true, Ok(child)) = (counts, ruma::RoomId::parse(child)) {
                 children.insert(child);
             }
