@@ -486,6 +486,10 @@ async fn account_data_comes_whole_at_first_and_as_changes_afterwards() {
         .map(|event| &event["type"])
         .collect();
     assert!(types.contains(&&json!("org.example")));
+    assert!(
+        types.contains(&&json!("m.push_rules")),
+        "the server's, where there are no own"
+    );
     assert_eq!(data["rooms"][&room][0]["content"]["n"], 2);
     let quiet = slide(&alice, pos(&first), body()).await.ok();
     assert_eq!(quiet["extensions"], json!({}));

@@ -160,6 +160,7 @@ fn answer(
     let extensions = Asked {
         look: &look,
         user: caller.user,
+        user_id: &caller.user_id,
         device: caller.device.as_deref(),
         since: before.upto,
         windows: &windows,

@@ -186,7 +186,6 @@ pub async fn sync(app: &App, caller: &Caller, request: &SyncRequest) -> ApiResul
 
 /// Account data by room.
 type OfRooms = BTreeMap<RoomNum, Vec<Box<RawValue>>>;
-
 /// Up to where messages to a device were told to the holder of a token.
 fn told(since: Token) -> Position {
     match since.to_device {
@@ -345,7 +344,6 @@ impl<'a> Syncing<'a> {
                 .events
                 .push(raw(&json!({ "type": "m.push_rules", "content": rules }))?);
         }
-        let mut of_rooms: BTreeMap<RoomNum, Vec<Box<RawValue>>> = BTreeMap::new();
         for data in changed {
             let wanted = match data.room {
                 None => filter.account_data.wants_type(&data.kind),

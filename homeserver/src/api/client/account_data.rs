@@ -78,7 +78,7 @@ async fn set(
 ) -> ApiResult<Value> {
     if MANAGED_TYPES.contains(&kind) {
         let message = format!("`{kind}` is set by an endpoint of its own");
-        return Err(ApiError::wrong_method(message));
+        return Err(ApiError::bad_json(message).status(http::StatusCode::METHOD_NOT_ALLOWED));
     }
     if kind.len() > TYPE_BYTES_MAX {
         let message = format!("a type has at most {TYPE_BYTES_MAX} bytes");

@@ -121,6 +121,24 @@ async fn put_rule(app: App, caller: Caller, request: RawRequest) -> ApiResult<Va
         _ => return Err(unknown()),
     };
     let mut rules = own(&app, &caller)?;
+    let (kind, id) = (rule.kind(), rule.rule_id().to_owned());
+    if [&before, &after]
+        .into_iter()
+        .flatten()
+        .any(|other| *other == id)
+    {
+        return Err(ApiError::invalid_param(
+            "a rule cannot stand before or after itself",
+        ));
+    }
+    let was_enabled = rules
+        .global
+        .get(kind.clone(), &id)
+        .map(|rule| rule.enabled());
+    if before.is_some() || after.is_some() {
+        // A rule that is moved is taken out first: its own place counts no more.
+        drop(rules.global.remove(kind.clone(), &id));
+    }
     rules
         .global
         .insert(rule, after.as_deref(), before.as_deref())
@@ -128,6 +146,9 @@ async fn put_rule(app: App, caller: Caller, request: RawRequest) -> ApiResult<Va
             InsertPushRuleError::UnknownRuleId => ApiError::not_found(error.to_string()),
             _ => ApiError::invalid_param(error.to_string()),
         })?;
+    if let Some(enabled) = was_enabled {
+        drop(rules.global.set_enabled(kind, &id, enabled));
+    }
     if rules.global.iter().count() > RULES_MAX {
         let message = format!("a user has at most {RULES_MAX} push rules");
         return Err(ApiError::unknown(message));

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ruma::{DeviceId, OwnedRoomId};
+use ruma::{DeviceId, OwnedRoomId, UserId};
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 use store::{
@@ -71,6 +71,7 @@ impl Extensions {
 pub(super) struct Asked<'a> {
     pub(super) look: &'a Look<'a>,
     pub(super) user: UserNum,
+    pub(super) user_id: &'a UserId,
     pub(super) device: Option<&'a DeviceId>,
     /// Where the connection was; nowhere in its first answer.
     pub(super) since: Option<Token>,
@@ -155,8 +156,13 @@ impl Asked<'_> {
             None => account_data::all(store, self.user)?,
         };
         changed.retain(|data| data.room.is_none());
-        told.global = Some(until);
         let mut global = Vec::new();
+        // Who never changed a push rule has none stored, but has the server's.
+        if told.global.is_none() && !changed.iter().any(|data| data.kind == "m.push_rules") {
+            let rules = crate::push::rules::of_user(store, self.user, self.user_id)?;
+            global.push(raw(&json!({ "type": "m.push_rules", "content": rules }))?);
+        }
+        told.global = Some(until);
         for data in changed {
             global.push(raw(&json!({ "type": data.kind, "content": data.content }))?);
         }
