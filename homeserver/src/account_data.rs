@@ -164,31 +164,46 @@ pub fn changed(
 /// # Errors
 /// When the store cannot be read.
 pub fn all(store: &Store, user: UserNum) -> Result<Vec<AccountData>, StoreError> {
+    all_behind(store, &Packed::key(Keyspace::ACCOUNT_DATA).user(user))
+}
+
+fn all_behind(store: &Store, prefix: &Packed) -> Result<Vec<AccountData>, StoreError> {
     let mut out = Vec::new();
-    store.visit(
-        &Packed::key(Keyspace::ACCOUNT_DATA).user(user),
-        Direction::Ascending,
-        |key, value| {
-            let mut parts = Unpack::key(key);
-            let named = parts.user().and_then(|_| parts.u64()).zip(parts.text());
-            let mut value = Unpack(value);
-            let row: Option<Row> = value
-                .position()
-                .and_then(|_| serde_json::from_slice(value.0).ok());
-            if let (Some((room, kind)), Some(row)) = (named, row)
-                && row.content.get() != "{}"
-            {
-                let room = (room != 0).then_some(RoomNum(room));
-                out.push(AccountData {
-                    room,
-                    kind,
-                    content: row.content,
-                });
-            }
-            Ok(true)
-        },
-    )?;
+    store.visit(prefix, Direction::Ascending, |key, value| {
+        let mut parts = Unpack::key(key);
+        let named = parts.user().and_then(|_| parts.u64()).zip(parts.text());
+        let mut value = Unpack(value);
+        let row: Option<Row> = value
+            .position()
+            .and_then(|_| serde_json::from_slice(value.0).ok());
+        if let (Some((room, kind)), Some(row)) = (named, row)
+            && row.content.get() != "{}"
+        {
+            let room = (room != 0).then_some(RoomNum(room));
+            out.push(AccountData {
+                room,
+                kind,
+                content: row.content,
+            });
+        }
+        Ok(true)
+    })?;
     Ok(out)
+}
+
+/// The account data of a user in one room that is not deleted.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn of_room(
+    store: &Store,
+    user: UserNum,
+    room: RoomNum,
+) -> Result<Vec<AccountData>, StoreError> {
+    all_behind(
+        store,
+        &Packed::key(Keyspace::ACCOUNT_DATA).user(user).room(room),
+    )
 }
 
 /// Whether `user` ignores `sender`. Spec: client-server API, "Ignoring Users".

@@ -34,7 +34,7 @@ use crate::{
     presence::Presence,
     rooms::Rooms,
     seams::Seams,
-    sync::Wakeups,
+    sync::{Wakeups, sliding::Connections},
     tasks::Tasks,
     upkeep::Upkeep,
 };
@@ -82,6 +82,8 @@ pub struct Parts {
     pub nonces: Nonces,
     /// Who waits for what in `/sync`.
     pub wakeups: Wakeups,
+    /// What each connection of sliding sync was told.
+    pub connections: Connections,
     /// Everything that runs in the background.
     pub tasks: Tasks,
 }
@@ -166,6 +168,7 @@ impl Server {
             upkeep: Upkeep::default(),
             nonces: Nonces::default(),
             wakeups: Wakeups::default(),
+            connections: Connections::default(),
             tasks: Tasks::default(),
             config,
             seams,

@@ -11,3 +11,4 @@ mod delayed;
 mod keys;
 mod media;
 mod rooms;
+mod sliding;

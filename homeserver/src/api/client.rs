@@ -19,6 +19,7 @@ pub mod reading;
 mod register;
 mod rooms;
 pub mod shared_secret;
+mod sliding;
 mod sync;
 pub mod uia;
 mod users;
@@ -50,5 +51,6 @@ pub fn routes(routes: &mut Routes) {
     admin::routes(routes);
     users::routes(routes);
     shared_secret::routes(routes);
+    sliding::routes(routes);
     sync::routes(routes);
 }

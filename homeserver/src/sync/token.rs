@@ -75,6 +75,8 @@ impl Token {
 
     fn read(text: &str) -> Option<Self> {
         let rest = text.strip_prefix('s')?;
+        // The `pos` of sliding sync is a token with a name behind it.
+        let rest = rest.split_once('~').map_or(rest, |(token, _)| token);
         let mut parts = rest.split('_');
         let order = parts.next()?.parse().ok()?;
         let moment = parts.next().map_or(Some(0), |part| part.parse().ok())?;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use store::{
-    keys::{RoomNum, UserNum},
+    keys::{Position, RoomNum, UserNum},
     log::{Change, LogEntry},
     rooms::{Membership, RoomView},
 };
@@ -124,8 +124,14 @@ impl Wakeups {
 }
 
 /// Reads the log and wakes whoever an entry concerns, for as long as the server runs.
-pub async fn wake(app: App) {
-    let mut position = app.store.published();
+///
+/// It begins at the end of the log as it is now, not as it will be when the task first runs.
+pub fn wake(app: App) -> impl Future<Output = ()> + Send {
+    let position = app.store.published();
+    wake_from(app, position)
+}
+
+async fn wake_from(app: App, mut position: Position) {
     loop {
         let grew = app.store.grew().notified();
         tokio::pin!(grew);
