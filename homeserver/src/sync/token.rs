@@ -1,7 +1,8 @@
 //! Tokens: points in everything that a client can page through.
 //!
 //! `s{order}` is the point behind the event (and whatever else) at `order`; `s{order}_{moment}` says
-//! as well how much of what is only in memory its holder has seen. One form for `/sync`,
+//! as well how much of what is only in memory its holder has seen; `s{order}~{seen}` is the start of a
+//! timeline, and says up to where its holder had seen the log: what `/members?at=` goes by. One form for `/sync`,
 //! `/messages`, `/relations` and all others, so that a client may use any where any is expected.
 
 use std::fmt;
@@ -21,6 +22,8 @@ pub struct Token {
     pub order: i64,
     /// Every change in memory up to here is before the point.
     pub moment: Moment,
+    /// How far the holder of the start of a timeline had seen the log; 0 for any other point.
+    pub seen: Position,
 }
 
 impl Token {
@@ -29,12 +32,17 @@ impl Token {
         Self {
             order: i64::try_from(position).unwrap_or(i64::MAX),
             moment,
+            seen: 0,
         }
     }
 
     /// The point behind the event at `order` of some timeline.
     pub fn behind(order: i64) -> Self {
-        Self { order, moment: 0 }
+        Self {
+            order,
+            moment: 0,
+            seen: 0,
+        }
     }
 
     /// The point before the event at `order` of some timeline.
@@ -42,7 +50,22 @@ impl Token {
         Self {
             order: order.saturating_sub(1),
             moment: 0,
+            seen: 0,
         }
+    }
+
+    /// The start of a timeline whose holder has seen the log up to `seen`.
+    #[must_use]
+    pub fn seen_up_to(self, seen: Position) -> Self {
+        Self { seen, ..self }
+    }
+
+    /// The position of the state that the holder of this token knew.
+    pub fn known(self) -> Position {
+        if self.seen > 0 {
+            return self.seen;
+        }
+        self.position()
     }
 
     /// The position; 0 for a point in backfilled history.
@@ -57,7 +80,7 @@ impl Token {
     pub fn parse(app: &App, text: &str) -> ApiResult<Self> {
         let token = Self::read(text)
             .ok_or_else(|| ApiError::invalid_param("the token is not one of this server"))?;
-        if token.position() > app.store.published() {
+        if token.position().max(token.seen) > app.store.published() {
             return Err(ApiError::invalid_param(
                 "the token is not one of this server",
             ));
@@ -67,16 +90,27 @@ impl Token {
 
     fn read(text: &str) -> Option<Self> {
         let rest = text.strip_prefix('s')?;
+        if let Some((order, seen)) = rest.split_once('~') {
+            let start = Self::behind(order.parse().ok()?);
+            return Some(start.seen_up_to(seen.parse().ok()?));
+        }
         let (order, moment) = match rest.split_once('_') {
             Some((order, moment)) => (order.parse().ok()?, moment.parse().ok()?),
             None => (rest.parse().ok()?, 0),
         };
-        Some(Self { order, moment })
+        Some(Self {
+            order,
+            moment,
+            seen: 0,
+        })
     }
 }
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.seen > 0 {
+            return write!(f, "s{}~{}", self.order, self.seen);
+        }
         match self.moment {
             0 => write!(f, "s{}", self.order),
             moment => write!(f, "s{}_{moment}", self.order),
@@ -95,6 +129,7 @@ mod tests {
             Token::new(17, 1_234),
             Token::behind(-3),
             Token::before(i64::MIN),
+            Token::before(5).seen_up_to(9),
         ] {
             assert_eq!(Token::read(&token.to_string()), Some(token));
         }
