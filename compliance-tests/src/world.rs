@@ -24,6 +24,8 @@ const BEGINNING_MS: u64 = 1_800_000_000_000;
 pub struct World {
     server: Server,
     now_ms: Arc<AtomicU64>,
+    /// Where uploads go.
+    _directory: tempfile::TempDir,
 }
 
 impl World {
@@ -39,6 +41,8 @@ impl World {
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let now_ms = Arc::new(AtomicU64::new(BEGINNING_MS));
         let mut config = Config::default();
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        config.data.directory = directory.path().to_owned();
         config.server.name = "hs1".try_into().expect("a valid server name");
         config.registration.mode = RegistrationMode::Open;
         config.testing.rate_limits_off = true;
@@ -54,7 +58,11 @@ impl World {
         let server = Server::start(config, seams, Engine::Memory)
             .await
             .expect("the server starts");
-        Self { server, now_ms }
+        Self {
+            server,
+            now_ms,
+            _directory: directory,
+        }
     }
 
     /// The server.

@@ -4,10 +4,12 @@
 //! areas at once is written here, so that the areas need not know each other.
 
 pub mod client;
+pub mod server;
 
 use crate::http::Routes;
 
 /// Adds every route of the server.
 pub fn routes(routes: &mut Routes) {
     client::routes(routes);
+    server::routes(routes);
 }

@@ -45,9 +45,6 @@ fn run() -> Result<(), Failure> {
         Action::Run => {
             let config = load(&arguments)?;
             start_logging(&config)?;
-            rustls::crypto::ring::default_provider()
-                .install_default()
-                .map_err(|_| "another TLS provider is installed already")?;
             tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()?
@@ -67,7 +64,11 @@ fn load(arguments: &Arguments) -> Result<Config, Failure> {
 }
 
 fn start_logging(config: &Config) -> Result<(), Failure> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.logging.level)?;
+    let mut filter = tracing_subscriber::EnvFilter::try_new(&config.logging.level)?;
+    if !config.logging.level.contains("ruma_state_res") {
+        // At `info` it writes several lines for each event.
+        filter = filter.add_directive("ruma_state_res=warn".parse()?);
+    }
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

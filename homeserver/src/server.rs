@@ -6,6 +6,7 @@ use std::{ops::Deref, sync::Arc};
 
 use federation::event::ServerKey;
 use ruma::{OwnedUserId, RoomVersionId, ServerName, UserId};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use store::{
     CacheSizes, Commit, Store, StoreError,
     keys::{Keyspace, Packed},
@@ -14,9 +15,10 @@ use store::{
 
 use crate::{
     accounts::{Accounts, registration},
-    api::client::uia::UiaSessions,
+    api::client::{shared_secret::Nonces, uia::UiaSessions},
     appservices::Appservices,
     config::Config,
+    delayed::Delayed,
     ephemeral::{Moments, Typing},
     error::{ApiError, ApiResult},
     http::{
@@ -24,10 +26,17 @@ use crate::{
         listen::{Bound, ListenError},
         routes::Routes,
     },
+    media::{
+        files::{Files, FilesError},
+        library::Library,
+        outward::{Outward, Policy},
+    },
+    presence::Presence,
     rooms::Rooms,
     seams::Seams,
     sync::Wakeups,
     tasks::Tasks,
+    upkeep::Upkeep,
 };
 
 /// Everything that a handler may need. A clone is another handle of the same server.
@@ -55,10 +64,22 @@ pub struct Parts {
     pub limits: Limits,
     /// Rooms: sending, joining, creating.
     pub rooms: Rooms,
+    /// Held while keys of devices change.
+    pub key_turn: crate::keys::KeyTurn,
+    /// Uploaded files, and the way out.
+    pub media: Library,
     /// Numbers for what is only in memory.
     pub moments: Moments,
     /// Who types where.
     pub typing: Typing,
+    /// Events that wait for their time.
+    pub delayed: Delayed,
+    /// Who is online.
+    pub presence: Presence,
+    /// What changes of accounts have still to do in rooms.
+    pub upkeep: Upkeep,
+    /// Nonces of registration with the shared secret.
+    pub nonces: Nonces,
     /// Who waits for what in `/sync`.
     pub wakeups: Wakeups,
     /// Everything that runs in the background.
@@ -98,6 +119,9 @@ pub enum StartError {
         /// The name in the configuration.
         configured: String,
     },
+    /// The directory of uploads cannot be used.
+    #[error(transparent)]
+    Files(#[from] FilesError),
     /// A part of the configuration that is only seen when it is used.
     #[error("{0}")]
     Config(String),
@@ -120,18 +144,27 @@ impl Server {
     /// # Errors
     /// When the store does not open, or the configuration cannot be used.
     pub async fn start(config: Config, seams: Seams, engine: Engine) -> Result<Self, StartError> {
+        // One TLS provider in the process; a second server in it finds the first one's.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let sizes = CacheSizes::default();
         let store = Store::open(engine, &config.data.directory, sizes)?;
         let key = server_key(&config.server.name, &store, &seams).await?;
         registration::offer_first_admin(&store, &seams).await?;
+        let media = library(&config).await?;
         let app = App(Arc::new(Parts {
             accounts: Accounts::new(store.clone()),
             appservices: Appservices::default(),
             uia: UiaSessions::default(),
             limits: Limits::default(),
             rooms: Rooms::new(store.clone()),
+            key_turn: crate::keys::KeyTurn::default(),
+            media,
             moments: Moments::from(seams.clock.now_ms()),
             typing: Typing::default(),
+            delayed: Delayed::default(),
+            presence: Presence::default(),
+            upkeep: Upkeep::default(),
+            nonces: Nonces::default(),
             wakeups: Wakeups::default(),
             tasks: Tasks::default(),
             config,
@@ -140,6 +173,21 @@ impl Server {
             key,
         }));
         app.tasks.spawn("wakeups", crate::sync::wake(app.clone()));
+        app.tasks
+            .spawn("delayed events", crate::delayed::send_due(app.clone()));
+        app.tasks.spawn(
+            "overtaken events",
+            crate::delayed::cancel_overtaken(app.clone()),
+        );
+        app.tasks.spawn("upkeep", crate::upkeep::run(app.clone()));
+        app.tasks
+            .spawn("housekeeping", crate::accounts::keep_house(app.clone()));
+        if app.config.presence.enabled {
+            app.tasks
+                .spawn("presence", crate::presence::watch(app.clone()));
+        }
+        let typing = crate::api::client::reading::expire_typing(app.clone());
+        app.tasks.spawn("typing", typing);
         let mut routes = Routes::new(app.clone());
         crate::api::routes(&mut routes);
         let list = routes.list();
@@ -242,6 +290,28 @@ impl App {
     pub fn default_room_version(&self) -> RoomVersionId {
         self.config.rooms.default_version.clone()
     }
+}
+
+/// The directory of uploads, and the client that fetches pages for users.
+async fn library(config: &Config) -> Result<Library, StartError> {
+    let testing = &config.testing;
+    let extra_ca = match &testing.extra_ca_file {
+        Some(file) => CertificateDer::pem_file_iter(file)
+            .and_then(Iterator::collect)
+            .map_err(|error| StartError::Config(format!("testing.extra_ca_file: {error}")))?,
+        None => Vec::new(),
+    };
+    let outward = Outward::new(&Policy {
+        user_agent: format!("Guildhall/{}", env!("CARGO_PKG_VERSION")),
+        allow_private: testing.allow_private_addresses,
+        extra_ca,
+        accept_any_certificate: testing.accept_any_certificate,
+    })
+    .map_err(|error| StartError::Config(error.to_string()))?;
+    Ok(Library::new(
+        Files::open(config.media_directory()).await?,
+        outward,
+    ))
 }
 
 /// The key in the store, made on the first start, after checking that the store is this server's.

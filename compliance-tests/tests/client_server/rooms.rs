@@ -109,3 +109,121 @@ async fn every_served_room_version_can_be_created_and_spoken_in() {
         alice.say(&room, "hello").await;
     }
 }
+
+#[tokio::test] // "Restricted rooms": who lets a user in is for the server to say
+async fn a_member_of_an_allowed_room_joins_a_restricted_room_by_any_endpoint() {
+    let world = World::new().await;
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let space = alice.public_room().await;
+    let allow = json!([{ "type": "m.room_membership", "room_id": space }]);
+    let rule = json!({ "type": "m.room.join_rules", "content": { "join_rule": "restricted", "allow": allow } });
+    let room = alice.create_room(json!({ "initial_state": [rule] })).await;
+    let join = json!({ "membership": "join", "join_authorised_via_users_server": "unused" });
+    bob.join(&room).await.fails(403, "M_FORBIDDEN");
+    bob.set_state(&room, "m.room.member", &bob.user_id, join.clone())
+        .await
+        .fails(403, "M_FORBIDDEN");
+    bob.join(&space).await.ok();
+    bob.set_state(&room, "m.room.member", &bob.user_id, join.clone())
+        .await
+        .ok();
+    let member = bob.state(&room, "m.room.member", &bob.user_id).await.ok();
+    assert_eq!(member["join_authorised_via_users_server"], alice.user_id);
+    bob.set_state(&room, "m.room.member", &bob.user_id, join)
+        .await
+        .ok();
+}
+
+#[tokio::test] // "Standard error response": M_NOT_JSON
+async fn a_body_that_is_not_utf_8_is_not_json() {
+    let world = World::new().await;
+    let body = b"{ \"test\": \"a\x81\" }".to_vec();
+    let path = "/_matrix/client/v3/register";
+    world
+        .raw(http::Method::POST, path, None, "application/json", body)
+        .await
+        .fails(400, "M_NOT_JSON");
+}
+
+#[tokio::test] // "Size limits" and canonical JSON: what cannot be an event changes nothing
+async fn malformed_and_oversized_events_get_their_errcode() {
+    let world = World::new().await;
+    let alice = world.register("alice").await;
+    let room = alice.public_room().await;
+    for (content, status, errcode) in [
+        (json!({ "n": 1.5 }), 400, "M_BAD_JSON"),
+        (json!({ "n": 9_007_199_254_740_992_i64 }), 400, "M_BAD_JSON"),
+        (json!("a string"), 400, "M_BAD_JSON"),
+        (json!({ "body": "x".repeat(65_536) }), 413, "M_TOO_LARGE"),
+    ] {
+        alice
+            .send(&room, "m.room.message", content)
+            .await
+            .fails(status, errcode);
+    }
+    alice
+        .send(&room, &"x".repeat(256), json!({}))
+        .await
+        .fails(413, "M_TOO_LARGE");
+    let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000)).into_bytes();
+    let path = format!(
+        "/_matrix/client/v3/rooms/{}/send/m/deep",
+        compliance_tests::segment(&room)
+    );
+    let reply = world
+        .raw(
+            http::Method::PUT,
+            &path,
+            Some(&alice.token),
+            "application/json",
+            deep,
+        )
+        .await;
+    assert_eq!(reply.status, 400);
+    let timeline = alice.messages(&room, "limit=100").await;
+    assert!(
+        event_ids(&timeline["chunk"]).len() < 10,
+        "nothing of it was sent"
+    );
+}
+
+#[tokio::test] // A since token that is not this server's
+async fn a_since_from_elsewhere_is_refused() {
+    let world = World::new().await;
+    let alice = world.register("alice").await;
+    for since in ["s999999", "t12", "s72594_4483_1934", "%F0%9F%92%A5"] {
+        let (status, errcode) = alice.get(&format!("/v3/sync?since={since}")).await.error();
+        assert_eq!((status, &*errcode), (400, "M_INVALID_PARAM"), "{since}");
+    }
+}
+
+#[tokio::test] // "Filtering", "Lazy-loading room members"
+async fn a_lazy_sync_tells_only_of_members_who_spoke() {
+    let world = World::new().await;
+    let (alice, bob, carol) = (
+        world.register("alice").await,
+        world.register("bob").await,
+        world.register("carol").await,
+    );
+    let room = alice.public_room().await;
+    bob.join(&room).await.ok();
+    carol.join(&room).await.ok();
+    bob.say(&room, "hello").await;
+    let filter = r#"{"room":{"state":{"lazy_load_members":true},"timeline":{"limit":1}}}"#;
+    let sync = alice
+        .sync(
+            None,
+            &format!("filter={}", compliance_tests::segment(filter)),
+        )
+        .await;
+    let state = &sync["rooms"]["join"][&room]["state"]["events"];
+    let mut members: Vec<&str> = state
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|event| event["type"] == "m.room.member")
+        .filter_map(|event| event["state_key"].as_str())
+        .collect();
+    members.sort_unstable();
+    assert_eq!(members, [&*alice.user_id, &*bob.user_id]);
+}

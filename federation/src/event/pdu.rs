@@ -143,7 +143,7 @@ impl Pdu {
             }
         }
         let redacts = if fields.kind == TimelineEventType::RoomRedaction {
-            let raw = if rules.redaction.content_field_redacts {
+            if rules.redaction.content_field_redacts {
                 serde_json::from_str::<RedactsOnly>(fields.content.get())
                     .ok()
                     .and_then(|c| c.redacts)
@@ -151,8 +151,7 @@ impl Pdu {
                 fields
                     .redacts
                     .and_then(|raw| serde_json::from_str(raw.get()).ok())
-            };
-            raw
+            }
         } else {
             None
         };

@@ -54,11 +54,8 @@ pub fn select_auth_events(
     Ok(types
         .iter()
         .filter(|(kind, _)| {
-            rules
-                .authorization
-                .room_create_event_id_as_room_id
-                .then_some(*kind != StateEventType::RoomCreate)
-                .unwrap_or(true)
+            !rules.authorization.room_create_event_id_as_room_id
+                || *kind != StateEventType::RoomCreate
         })
         .filter_map(|(kind, key)| state.get(&kind.to_string(), key).cloned())
         .collect())

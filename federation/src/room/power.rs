@@ -1,8 +1,8 @@
 //! Power levels: who may do what, asked outside the authorisation rules.
 //!
 //! The rules check an event that exists; this answers "could this user?", for room upgrades,
-//! aliases, redactions, push rules. Spec: client-server API, "m.room.power_levels"; room version 12
-//! for creators.
+//! aliases, redactions, push rules.
+//! Spec: client-server API, "Permissions"; room version 12 for creators.
 
 use std::sync::Arc;
 

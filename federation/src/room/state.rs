@@ -125,3 +125,33 @@ impl StateMap {
         self.get(kind, state_key).is_some_and(|id| id == event_id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> OwnedEventId {
+        text.try_into().unwrap()
+    }
+
+    #[test]
+    fn the_changes_between_two_states_lead_from_one_to_the_other() {
+        let mut earlier = StateMap::new();
+        earlier.insert("m.room.create", "", id("$create"));
+        earlier.insert("m.room.name", "", id("$name"));
+        earlier.insert("m.room.member", "@a:hs1", id("$a"));
+        let mut later = earlier.clone();
+        later.insert("m.room.name", "", id("$renamed"));
+        later.insert("m.room.topic", "", id("$topic"));
+        later.remove("m.room.member", "@a:hs1");
+        let changes = later.changes_since(&earlier);
+        assert_eq!(changes.len(), 3);
+        let mut walked = earlier.clone();
+        for change in &changes {
+            walked.apply(change);
+        }
+        assert_eq!(walked, later);
+        assert_eq!(later.changes_since(&later.clone()), []);
+        assert_eq!(later.len(), 3);
+    }
+}

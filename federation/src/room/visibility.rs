@@ -86,3 +86,38 @@ pub fn look<E>(
 pub fn entitled<E>(event: E) -> Visible<E> {
     Visible(event)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test] // "Room history visibility", "Server behaviour"
+    fn each_visibility_shows_what_it_promises() {
+        use HistoryVisibility::{Invited, Joined, Shared, WorldReadable};
+        use MembershipState::{Invite, Join, Leave};
+        for (at_event, membership, joined_later, visible) in [
+            (WorldReadable, Leave, false, true),
+            (Shared, Leave, false, false),
+            (Shared, Leave, true, true),
+            (Shared, Join, false, true),
+            (Invited, Invite, true, true),
+            (Invited, Invite, false, false),
+            (Invited, Leave, true, false),
+            (Invited, Join, false, true),
+            (Joined, Invite, true, false),
+            (Joined, Leave, true, false),
+            (Joined, Join, false, true),
+        ] {
+            let view = Viewpoint {
+                at_event: at_event.clone(),
+                membership_at_event: membership.clone(),
+                joined_later,
+            };
+            assert_eq!(
+                view.allows(),
+                visible,
+                "{at_event} {membership} {joined_later}"
+            );
+        }
+    }
+}

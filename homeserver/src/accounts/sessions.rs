@@ -3,7 +3,10 @@
 //! Tokens are stored as SHA-256 hashes, so that a copy of the store logs nobody in.
 //! Spec: client-server API, "Using access tokens", "Refreshing access tokens", "Soft logout".
 
-use std::sync::Arc;
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, Weak,
+    atomic::{AtomicBool, Ordering},
+};
 
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId};
 use serde::{Deserialize, Serialize};
@@ -52,7 +55,7 @@ struct RefreshRow {
 }
 
 /// A device that is logged in.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Session {
     /// Whose.
     pub user: UserNum,
@@ -65,6 +68,24 @@ pub struct Session {
     /// The hash of its access token.
     pub token: TokenHash,
     refresh: Option<TokenHash>,
+    /// Whether its first use ends the tokens before it.
+    supersedes: AtomicBool,
+}
+
+/// Tokens that end in commits which readers do not see yet: until then their rows must not be
+/// taken into memory again.
+#[derive(Debug, Default)]
+pub(super) struct Ending(Mutex<(u64, Vec<Weak<()>>)>);
+
+impl Ending {
+    fn lock(&self) -> MutexGuard<'_, (u64, Vec<Weak<()>>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many tokens have ended or are ending.
+    fn count(&self) -> u64 {
+        self.lock().0
+    }
 }
 
 /// What a client gets when it logs in or refreshes.
@@ -118,10 +139,16 @@ impl Accounts {
     }
 
     fn load_session(&self, token: TokenHash) -> ApiResult<Arc<Session>> {
+        let ended_before = self.ending.count();
         let row = self
             .store
             .get(TOKENS, TOKENS.key().raw(&token))?
             .ok_or_else(|| ApiError::unknown_token(false))?;
+        let supersedes = row.refresh.is_some()
+            && self
+                .store
+                .get_raw(Packed::key(Keyspace::SUPERSEDES).raw(&token))?
+                .is_some();
         let session = Arc::new(Session {
             user: row.user,
             user_id: self.store.user_id(row.user)?,
@@ -129,8 +156,14 @@ impl Accounts {
             expires_ms: row.expires_ms,
             token,
             refresh: row.refresh,
+            supersedes: AtomicBool::new(supersedes),
         });
-        self.sessions.insert(token, session.clone());
+        let mut ending = self.ending.lock();
+        let (ended, unpublished) = &mut *ending;
+        unpublished.retain(|commit| commit.strong_count() > 0);
+        if *ended == ended_before && unpublished.is_empty() {
+            self.sessions.insert(token, session.clone());
+        }
         Ok(session)
     }
 
@@ -244,6 +277,9 @@ impl Accounts {
     /// # Errors
     /// When the store cannot be read or written.
     pub async fn first_use(&self, session: &Session) -> ApiResult<()> {
+        if !session.supersedes.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
         let key = || Packed::key(Keyspace::SUPERSEDES).raw(&session.token);
         let Some(old) = self.store.get_raw(key())? else {
             return Ok(());
@@ -274,7 +310,8 @@ impl Accounts {
         if let Some(refresh) = session.refresh {
             commit.delete(Packed::key(Keyspace::SUPERSEDES).raw(&refresh));
         }
-        self.store.commit(commit).await?;
+        // It becomes durable before whatever the caller does with the new token.
+        drop(self.store.queue(commit).await?);
         Ok(())
     }
 
@@ -331,6 +368,11 @@ impl Accounts {
         commit.delete(Packed::key(kind).raw(&token));
         commit.delete(Packed::key(Keyspace::SUPERSEDES).raw(&token));
         commit.delete(device_token_key(user, device, kind, token));
+        let until_published = Arc::new(());
+        let mut ending = self.ending.lock();
+        ending.0 += 1;
+        ending.1.push(Arc::downgrade(&until_published));
+        commit.hold(until_published);
         self.sessions.remove(&token);
     }
 }

@@ -13,6 +13,10 @@ use crate::error::ApiResult;
 
 /// A local account.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, each with a row of its own to set"
+)]
 pub struct UserRow {
     /// The password's hash in PHC form; without one nobody can log in with a password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -34,6 +38,9 @@ pub struct UserRow {
     /// Whether it may only read. Spec: client-server API, "Account suspension".
     #[serde(default)]
     pub suspended: bool,
+    /// Whether its user asked, when it was deactivated, that their messages be forgotten.
+    #[serde(default)]
+    pub erased: bool,
     /// The application service that it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
@@ -54,14 +61,28 @@ impl Accounts {
         user: UserNum,
         change: impl FnOnce(&mut UserRow),
     ) -> ApiResult<()> {
+        self.change_user_and(user, Commit::new(), change).await
+    }
+
+    /// Changes an account in one commit with something else.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn change_user_and(
+        &self,
+        user: UserNum,
+        mut commit: Commit,
+        change: impl FnOnce(&mut UserRow),
+    ) -> ApiResult<()> {
         let mut row = self
             .user(user)?
             .map(|row| UserRow::clone(&row))
             .unwrap_or_default();
         change(&mut row);
-        let mut commit = Commit::new();
         self.put_user(&mut commit, user, &row);
         self.store.commit(commit).await?;
+        let mut changed = self.users_changed();
+        *changed += 1;
         self.users.insert(user, Arc::new(row));
         Ok(())
     }

@@ -1,33 +1,60 @@
 //! The client-server API, by chapter.
 
 mod account;
+mod account_data;
+mod admin;
 mod context;
+mod delayed;
+mod devices;
 mod discovery;
 mod events;
+mod keys;
 mod login;
+mod media;
 mod members;
 mod membership;
+mod notices;
+mod presence;
+mod profiles;
+mod push_rules;
+pub mod reading;
 mod register;
 mod relations;
 mod rooms;
+pub mod shared_secret;
 mod spaces;
 mod sync;
 pub mod uia;
+mod users;
 
 use crate::http::Routes;
 
+/// What the paths of most endpoints begin with: as it was before version 1.1, and since.
 /// Adds the routes of every chapter.
 pub fn routes(routes: &mut Routes) {
     account::routes(routes);
+    account_data::routes(routes);
+    admin::routes(routes);
     context::routes(routes);
+    delayed::routes(routes);
+    devices::routes(routes);
     discovery::routes(routes);
     events::routes(routes);
+    keys::routes(routes);
     login::routes(routes);
+    media::routes(routes);
     members::routes(routes);
     membership::routes(routes);
+    notices::routes(routes);
+    presence::routes(routes);
+    profiles::routes(routes);
+    push_rules::routes(routes);
+    reading::routes(routes);
     register::routes(routes);
     relations::routes(routes);
     rooms::routes(routes);
+    shared_secret::routes(routes);
     spaces::routes(routes);
     sync::routes(routes);
+    users::routes(routes);
 }

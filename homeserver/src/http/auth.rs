@@ -188,7 +188,14 @@ impl Auth for LockedCaller {
 
     async fn authenticate(app: &App, parts: &mut Parts) -> ApiResult<Self> {
         let token = token(app, parts)?.ok_or_else(|| ApiError::missing_token("no access token"))?;
-        caller(app, parts, &token).map(Self)
+        let caller = caller(app, parts, &token)?;
+        if let Some(session) = &caller.session {
+            app.accounts.first_use(session).await?;
+        }
+        if parts.method != http::Method::GET {
+            app.presence.active(caller.user, app.clock.now_ms());
+        }
+        Ok(Self(caller))
     }
 }
 

@@ -156,6 +156,9 @@ impl Routes {
             let handler = handler.clone();
             async move {
                 let body = read_body(&app, &parts, body).await?;
+                // serde_json passes over strings that nobody reads, whatever bytes they hold.
+                std::str::from_utf8(&body)
+                    .map_err(|_| ApiError::not_json("the body is not UTF-8"))?;
                 handler(app, auth, RawRequest { parts, path, body }).await
             }
         });

@@ -184,7 +184,7 @@ pub fn bundle(
         Direction::Ascending,
         |order, row| {
             rows += 1;
-            if ignored.iter().any(|user_id| *user_id == row.sender) {
+            if ignored.contains(&row.sender) {
                 return Ok(rows < BUNDLE_ROWS_MAX);
             }
             let Some(child) = app.store.event_at(event.room, order)? else {

@@ -24,6 +24,8 @@ pub struct Token {
     pub moment: Moment,
     /// How far the holder of the start of a timeline had seen the log; 0 for any other point.
     pub seen: Position,
+    /// Messages to the device are told up to here only, if that is not as far as `order`; else 0.
+    pub to_device: Position,
 }
 
 impl Token {
@@ -33,6 +35,7 @@ impl Token {
             order: i64::try_from(position).unwrap_or(i64::MAX),
             moment,
             seen: 0,
+            to_device: 0,
         }
     }
 
@@ -42,6 +45,7 @@ impl Token {
             order,
             moment: 0,
             seen: 0,
+            to_device: 0,
         }
     }
 
@@ -51,6 +55,7 @@ impl Token {
             order: order.saturating_sub(1),
             moment: 0,
             seen: 0,
+            to_device: 0,
         }
     }
 
@@ -94,13 +99,14 @@ impl Token {
             let start = Self::behind(order.parse().ok()?);
             return Some(start.seen_up_to(seen.parse().ok()?));
         }
-        let (order, moment) = match rest.split_once('_') {
-            Some((order, moment)) => (order.parse().ok()?, moment.parse().ok()?),
-            None => (rest.parse().ok()?, 0),
-        };
-        Some(Self {
+        let mut parts = rest.split('_');
+        let order = parts.next()?.parse().ok()?;
+        let moment = parts.next().map_or(Some(0), |part| part.parse().ok())?;
+        let to_device = parts.next().map_or(Some(0), |part| part.parse().ok())?;
+        parts.next().is_none().then_some(Self {
             order,
             moment,
+            to_device,
             seen: 0,
         })
     }
@@ -111,9 +117,10 @@ impl fmt::Display for Token {
         if self.seen > 0 {
             return write!(f, "s{}~{}", self.order, self.seen);
         }
-        match self.moment {
-            0 => write!(f, "s{}", self.order),
-            moment => write!(f, "s{}_{moment}", self.order),
+        match (self.moment, self.to_device) {
+            (0, 0) => write!(f, "s{}", self.order),
+            (moment, 0) => write!(f, "s{}_{moment}", self.order),
+            (moment, to_device) => write!(f, "s{}_{moment}_{to_device}", self.order),
         }
     }
 }
@@ -144,7 +151,7 @@ mod tests {
             "t17",
             "s17_",
             "s_4",
-            "s1_2_3",
+            "s1_2_3_4",
             "s99999999999999999999",
             "s-",
             "sé",

@@ -2,13 +2,16 @@
 //!
 //! Spec: client-server API, "GET /_matrix/client/v3/sync".
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use ruma::OwnedRoomId;
+use ruma::{OwnedRoomId, UserId};
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 use store::{
-    keys::{Position, RoomNum},
+    keys::{Position, RoomNum, UserNum},
     rooms::{Membership, MembershipRow},
 };
 
@@ -25,6 +28,7 @@ use crate::{
     receipts::{self, Receipt},
     rooms::read::{Format, Seen, Sight, client_event, client_event_alone, stripped_state},
     server::App,
+    to_device,
 };
 
 /// How many events of a room's timeline a client gets that names no number.
@@ -35,6 +39,9 @@ const TIMELINE_MAX: usize = 100;
 
 /// How many receipts of a room a client gets at most when the room is new to it.
 const RECEIPTS_MAX: usize = 5_000;
+
+/// How many users' presence one answer tells.
+const PRESENCES_MAX: usize = 1_000;
 
 /// What a client asks of `/sync`.
 #[derive(Debug)]
@@ -57,8 +64,24 @@ pub struct SyncResponse {
     next_batch: String,
     #[serde(skip_serializing_if = "Events::is_empty")]
     account_data: Events,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    presence: Events,
     #[serde(skip_serializing_if = "Rooms::is_empty")]
     rooms: Rooms,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    to_device: Events,
+    #[serde(flatten)]
+    key_counts: Option<KeyCounts>,
+}
+
+/// What the device has left for others to claim.
+#[derive(Debug, Serialize)]
+struct KeyCounts {
+    device_one_time_keys_count: BTreeMap<String, u64>,
+    device_unused_fallback_key_types: Vec<String>,
+    /// The same, by the name that clients still use (MSC2732).
+    #[serde(rename = "org.matrix.msc2732.device_unused_fallback_key_types")]
+    unstable_fallback_key_types: Vec<String>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -136,13 +159,19 @@ struct Timeline {
 pub async fn sync(app: &App, caller: &Caller, request: &SyncRequest) -> ApiResult<SyncResponse> {
     let longest = Duration::from_secs(app.config.limits.sync_wait_seconds_max);
     let deadline = app.clock.instant() + request.timeout.min(longest);
+    if let (Some(device), Some(since)) = (&caller.device, request.since) {
+        to_device::acknowledge(&app.store, caller.user, device, told(since)).await?;
+    }
     let waiting = app.wakeups.wait(caller.user);
     loop {
         let notified = waiting.notified();
         tokio::pin!(notified);
         notified.as_mut().enable();
         let answer = Syncing::new(app, caller, request)?.answer()?;
-        let tells = !answer.account_data.is_empty() || !answer.rooms.is_empty();
+        let tells = !answer.account_data.is_empty()
+            || !answer.to_device.is_empty()
+            || !answer.presence.is_empty()
+            || !answer.rooms.is_empty();
         if tells || request.since.is_none() || request.full_state || app.tasks.is_stopping() {
             return Ok(answer);
         }
@@ -155,6 +184,16 @@ pub async fn sync(app: &App, caller: &Caller, request: &SyncRequest) -> ApiResul
     }
 }
 
+/// Account data by room.
+type OfRooms = BTreeMap<RoomNum, Vec<Box<RawValue>>>;
+/// Up to where messages to a device were told to the holder of a token.
+fn told(since: Token) -> Position {
+    match since.to_device {
+        0 => since.position(),
+        told => told.min(since.position()),
+    }
+}
+
 /// One look at everything, from a pinned position.
 struct Syncing<'a> {
     app: &'a App,
@@ -164,6 +203,8 @@ struct Syncing<'a> {
     next_batch: Token,
     format: Format<'a>,
     ignored: Vec<ruma::OwnedUserId>,
+    /// Who has joined a room of the caller's, or was met when the caller joined theirs.
+    met: std::cell::RefCell<BTreeSet<UserNum>>,
 }
 
 impl<'a> Syncing<'a> {
@@ -184,6 +225,7 @@ impl<'a> Syncing<'a> {
             next_batch: Token::new(until, moment),
             format,
             ignored,
+            met: std::cell::RefCell::default(),
         })
     }
 
@@ -235,9 +277,23 @@ impl<'a> Syncing<'a> {
                 Membership::Invite | Membership::Knock => {}
             }
         }
+        let mut next_batch = self.next_batch;
+        let mut to_device = Vec::new();
+        if let Some(device) = &self.caller.device {
+            let since = self.request.since.map_or(0, told);
+            let (store, user) = (&self.app.store, self.caller.user);
+            let (messages, up_to) = to_device::pending(store, user, device, since, self.until)?;
+            to_device = messages;
+            if up_to < self.until {
+                next_batch.to_device = up_to;
+            }
+        }
         Ok(SyncResponse {
-            next_batch: self.next_batch.to_string(),
+            to_device: Events { events: to_device },
+            key_counts: self.key_counts()?,
+            next_batch: next_batch.to_string(),
             account_data,
+            presence: self.presence()?,
             rooms,
         })
     }
@@ -255,7 +311,19 @@ impl<'a> Syncing<'a> {
         Ok(candidates)
     }
 
-    fn account_data(&self) -> ApiResult<(Events, BTreeMap<RoomNum, Vec<Box<RawValue>>>)> {
+    fn key_counts(&self) -> ApiResult<Option<KeyCounts>> {
+        let Some(device) = &self.caller.device else {
+            return Ok(None);
+        };
+        let counts = crate::keys::counts(&self.app.store, self.caller.user, device)?;
+        Ok(Some(KeyCounts {
+            device_one_time_keys_count: counts.one_time,
+            device_unused_fallback_key_types: counts.unused_fallback.clone(),
+            unstable_fallback_key_types: counts.unused_fallback,
+        }))
+    }
+
+    fn account_data(&self) -> ApiResult<(Events, OfRooms)> {
         let (store, user) = (&self.app.store, self.caller.user);
         let changed = match self.since() {
             Some(since) => account_data::changed(store, user, since, self.until)?,
@@ -263,7 +331,19 @@ impl<'a> Syncing<'a> {
         };
         let filter = &self.request.filter;
         let mut global = Events::default();
-        let mut of_rooms: BTreeMap<RoomNum, Vec<Box<RawValue>>> = BTreeMap::new();
+        let mut of_rooms = OfRooms::new();
+        let has_rules =
+            |data: &account_data::AccountData| data.room.is_none() && data.kind == "m.push_rules";
+        // Who never changed a push rule has none stored, but has the server's.
+        if self.since().is_none()
+            && !changed.iter().any(has_rules)
+            && filter.account_data.wants_type("m.push_rules")
+        {
+            let rules = crate::push::rules::of_user(store, user, &self.caller.user_id)?;
+            global
+                .events
+                .push(raw(&json!({ "type": "m.push_rules", "content": rules }))?);
+        }
         for data in changed {
             let wanted = match data.room {
                 None => filter.account_data.wants_type(&data.kind),
@@ -279,6 +359,59 @@ impl<'a> Syncing<'a> {
             }
         }
         Ok((global, of_rooms))
+    }
+
+    /// Notes whom the caller shares a room with from now on.
+    fn meet(&self, sight: &Sight, update: &Update, fresh: bool) -> ApiResult<()> {
+        if self.since().is_none() || !self.app.config.presence.enabled {
+            return Ok(());
+        }
+        let mut met = self.met.borrow_mut();
+        if fresh {
+            let members = &sight.view.head.members;
+            let here = |user: &UserNum| members.get(user).copied() == Some(Membership::Join);
+            met.extend(self.app.presence.known().into_iter().filter(here));
+        }
+        for seen in &update.timeline {
+            let pdu = &seen.event.pdu;
+            if *pdu.kind() == ruma::events::TimelineEventType::RoomMember
+                && let Some(user_id) = pdu.state_key().and_then(|key| UserId::parse(key).ok())
+            {
+                met.extend(self.app.store.find_user(&user_id)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The presence of the caller and of those who share a room with them.
+    fn presence(&self) -> ApiResult<Events> {
+        let mut events = Events::default();
+        let (app, wanted) = (self.app, &self.request.filter.presence);
+        if !app.config.presence.enabled || !wanted.wants_type("m.presence") {
+            return Ok(events);
+        }
+        let mut users: BTreeSet<UserNum> = match self.request.since {
+            Some(since) => app
+                .presence
+                .changed_since(since.moment)
+                .into_iter()
+                .collect(),
+            None => app.presence.known().into_iter().collect(),
+        };
+        users.extend(self.met.borrow().iter());
+        for user in users {
+            if events.events.len() == PRESENCES_MAX {
+                break;
+            }
+            let user_id = app.store.user_id(user)?;
+            let shared = user == self.caller.user
+                || crate::rooms::members::share_a_room(app, self.caller.user, user)?;
+            if shared && wanted.wants_sender(&user_id) && !self.ignored.contains(&user_id) {
+                let event = app.presence.event(user, &user_id, app.clock.now_ms());
+                events.events.push(raw(&event)?);
+            }
+        }
+        Ok(events)
     }
 
     fn ask(&self) -> Ask<'_> {
@@ -307,6 +440,7 @@ impl<'a> Syncing<'a> {
             pdu.state_key().is_some() || !self.ignored.iter().any(|user_id| user_id == pdu.sender())
         });
         let fresh = self.since().is_none_or(|since| row.joined_at > since);
+        self.meet(sight, &update, fresh)?;
         let ephemeral = self.ephemeral(sight, fresh)?;
         let nothing = update.timeline.is_empty()
             && update.state.is_empty()
@@ -316,7 +450,7 @@ impl<'a> Syncing<'a> {
         if nothing && !fresh && !self.request.full_state {
             return Ok(None);
         }
-        let mut joined = self.write(sight, update)?;
+        let mut joined = self.write(sight, &update)?;
         joined.account_data.events = account_data;
         joined.ephemeral = Some(ephemeral);
         Ok(Some(joined))
@@ -343,7 +477,7 @@ impl<'a> Syncing<'a> {
             return Ok(None);
         }
         let update = room::update(self.app, sight, &self.ask())?;
-        let mut left = self.write(sight, update)?;
+        let mut left = self.write(sight, &update)?;
         left.summary = None;
         Ok(Some(left))
     }
@@ -381,7 +515,7 @@ impl<'a> Syncing<'a> {
         Ok(())
     }
 
-    fn write(&self, sight: &Sight, update: Update) -> ApiResult<JoinedRoom> {
+    fn write(&self, sight: &Sight, update: &Update) -> ApiResult<JoinedRoom> {
         let alone = |seen: &Seen| client_event_alone(self.app, sight, seen, &self.format);
         let with_relations = |seen: &Seen| client_event(self.app, sight, seen, &self.format);
         let state: ApiResult<Vec<_>> = update.state.iter().map(alone).collect();

@@ -98,6 +98,22 @@ impl Wakeups {
         self.lock().len()
     }
 
+    /// Whether a user waits.
+    pub fn waits(&self, user: UserNum) -> bool {
+        self.lock().contains_key(&user)
+    }
+
+    /// Wakes a user and those who share a room with them.
+    pub fn wake_contacts(&self, app: &App, user: UserNum) {
+        for other in self.users() {
+            if other == user
+                || crate::rooms::members::share_a_room(app, other, user).unwrap_or(true)
+            {
+                self.wake(other);
+            }
+        }
+    }
+
     fn users(&self) -> Vec<UserNum> {
         self.lock().keys().copied().collect()
     }

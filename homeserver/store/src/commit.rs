@@ -2,7 +2,7 @@
 //!
 //! A commit is data. The committer, a thread of its own and the only writer, takes what is queued,
 //! gives each log entry its position, applies the rows, flushes once for all of them, and only then
-//! publishes: readers never see what a crash could undo. See `spec/decisions/0002-sled.md`.
+//! publishes: readers never see what a crash could undo. See `spec/decisions/0001-sled.md`.
 
 use std::sync::Arc;
 
@@ -204,9 +204,6 @@ impl Pending {
         drop(done.send(outcome));
         Self(pending)
     }
-
-    /// Does not wait: for rows that something queued later will wait for.
-    pub(crate) fn forget(self) {}
 
     /// Waits until the commit survives kill -9 and power loss.
     ///

@@ -117,9 +117,13 @@ keyspaces! {
     FILTER = 0x29;
     /// registration token → `RegistrationTokenRow`.
     REGISTRATION_TOKEN = 0x2a;
-    /// hash of an OpenID token → `OpenIdRow`.
+    /// hash of an `OpenID` token → `OpenIdRow`.
     OPENID_TOKEN = 0x2b;
-    /// milliseconds, random bytes → `ReportRow`.
+    /// user → `Upkeep`: what a change of an account has still to do in its rooms.
+    UPKEEP = 0x2e;
+    /// user → room with the notices of this server's admins.
+    NOTICE_ROOM = 0x2f;
+    /// third-party network, user → nothing: reserved names.
     REPORT = 0x2c;
 
     /// room, user, receipt type and thread → `ReceiptRow`.
@@ -167,10 +171,21 @@ keyspaces! {
     /// URL hashed → `PreviewRow`.
     URL_PREVIEW = 0x53;
 
+    /// user, or 0 for all → bytes uploaded.
+    MEDIA_USE = 0x54;
+    /// user, media ID → milliseconds: announced uploads that have not arrived.
+    MEDIA_PENDING = 0x55;
+
     /// delay ID → `DelayedRow`.
     DELAYED = 0x60;
     /// milliseconds, delay ID → nothing: when to send.
     DELAYED_DUE = 0x61;
+    /// user, delay ID → nothing.
+    DELAYED_USER = 0x63;
+    /// hash of room, type and state key, delay ID → nothing.
+    DELAYED_STATE = 0x64;
+    /// user, hash of device, room and txn ID → delay ID.
+    DELAYED_TXN = 0x65;
     /// application service → its position and transaction number.
     APPSERVICE = 0x62;
 }
@@ -436,7 +451,7 @@ impl<V: Serialize + DeserializeOwned> Table<V> {
         Packed::key(self.keyspace)
     }
 
-    pub(crate) fn keyspace(&self) -> Keyspace {
+    pub(crate) fn keyspace(self) -> Keyspace {
         self.keyspace
     }
 }

@@ -524,7 +524,7 @@ impl Store {
     /// Queues a small commit ahead of whatever the caller commits next, without waiting.
     fn queue_now(&self, commit: Commit) -> Result<(), StoreError> {
         match &self.committer {
-            Some(committer) => committer.send_now(commit).map(Pending::forget),
+            Some(committer) => committer.send_now(commit).map(drop),
             None => commit::write_inline(&self.inner, commit).map(drop),
         }
     }

@@ -17,6 +17,7 @@ use ruma::{
 use serde_json::{Value, json, value::RawValue};
 use store::kv::Direction as Walk;
 
+use super::{delayed, membership};
 use crate::{
     error::{ApiError, ApiResult},
     http::{Caller, Guest, RawRequest, Routes, limits::Doing},
@@ -90,20 +91,30 @@ fn timestamp(
         .ok_or_else(|| ApiError::invalid_param("`ts` is not a time in milliseconds"))
 }
 
+/// What a request to send says.
+fn message(request: &RawRequest) -> ApiResult<Draft> {
+    let mut draft = Draft::message(request.arg(1), content(request)?);
+    if draft.kind == "m.room.redaction" {
+        draft.redacts = serde_json::from_str::<Value>(draft.content.get())
+            .ok()
+            .and_then(|content| content.get("redacts")?.as_str()?.try_into().ok());
+    }
+    Ok(draft)
+}
+
 async fn send_message(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
     caller.limit(&app, Doing::Message)?;
     caller.must_not_be_suspended()?;
     let room_id = room_id(&request)?;
-    let kind = request.arg(1);
-    let mut draft = Draft::message(kind, content(&request)?);
-    if kind == "m.room.redaction" {
-        let redacts = serde_json::from_str::<Value>(draft.content.get())
-            .ok()
-            .and_then(|content| content.get("redacts")?.as_str()?.try_into().ok());
-        draft.redacts = redacts;
+    if let Some(delay_ms) = delayed::delay(&request)? {
+        caller.limit(&app, Doing::DelayedEvent)?;
+        let txn_id = Some(request.arg(2));
+        let draft = || message(&request);
+        let id = crate::delayed::schedule(&app, &caller, &room_id, delay_ms, txn_id, draft).await?;
+        return Ok(json!({ "delay_id": id }));
     }
     let outgoing = Outgoing {
-        draft,
+        draft: message(&request)?,
         txn_id: Some(request.arg(2).to_owned()),
         timestamp: timestamp(&caller, &request)?,
     };
@@ -115,8 +126,25 @@ async fn send_state(app: App, Guest(caller): Guest, request: RawRequest) -> ApiR
     caller.limit(&app, Doing::Message)?;
     caller.must_not_be_suspended()?;
     let room_id = room_id(&request)?;
-    let (kind, state_key) = (request.arg(1), request.arg(2));
-    let draft = Draft::state(kind, state_key, content(&request)?);
+    let draft = || {
+        Ok(Draft::state(
+            request.arg(1),
+            request.arg(2),
+            content(&request)?,
+        ))
+    };
+    if let Some(delay_ms) = delayed::delay(&request)? {
+        caller.limit(&app, Doing::DelayedEvent)?;
+        let id = crate::delayed::schedule(&app, &caller, &room_id, delay_ms, None, draft).await?;
+        return Ok(json!({ "delay_id": id }));
+    }
+    let mut draft = draft()?;
+    if draft.kind == "m.room.member" {
+        let changed = membership::by_event(&app, &caller, &room_id, &mut draft).await?;
+        if let Some(event_id) = changed {
+            return Ok(json!({ "event_id": event_id }));
+        }
+    }
     let outgoing = Outgoing {
         draft,
         txn_id: None,

@@ -5,16 +5,22 @@
 use http::StatusCode;
 use ruma::{
     OwnedDeviceId, OwnedUserId,
-    api::client::session::{get_login_types, login, logout, logout_all, refresh_token},
+    api::client::{
+        session::{get_login_types, login, logout, logout_all, refresh_token},
+        uiaa::AuthData,
+    },
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use store::{Commit, keys::UserNum};
 
 use super::uia;
 use crate::{
     accounts::{DeviceRow, UserRow, devices::DEVICES_MAX, passwords, sessions::Lifetimes},
     error::{ApiError, ApiResult},
-    http::{Public, RawRequest, Routes, auth::LockedCaller, limits::Doing, routes::parse_typed},
+    http::{
+        Caller, Public, RawRequest, Routes, auth::LockedCaller, limits::Doing, routes::parse_typed,
+    },
     seams::heavy,
     server::App,
 };
@@ -24,6 +30,8 @@ pub(super) fn routes(routes: &mut Routes) {
     for path in ["/_matrix/client/r0/login", "/_matrix/client/v3/login"] {
         routes.raw(http::Method::POST, path, log_in);
     }
+    let token = "/_matrix/client/v1/login/get_token";
+    routes.raw(http::Method::POST, token, login_token);
     routes.add(refresh);
     routes.add(log_out);
     routes.add(log_out_all);
@@ -64,10 +72,13 @@ async fn login_types(
     _: get_login_types::v3::Request,
 ) -> ApiResult<get_login_types::v3::Response> {
     use get_login_types::v3::{
-        ApplicationServiceLoginType, LoginType, PasswordLoginType, Response,
+        ApplicationServiceLoginType, LoginType, PasswordLoginType, Response, TokenLoginType,
     };
+    let mut token = TokenLoginType::new();
+    token.get_login_token = true;
     Ok(Response::new(vec![
         LoginType::Password(PasswordLoginType::new()),
+        LoginType::Token(token),
         LoginType::ApplicationService(ApplicationServiceLoginType::new()),
     ]))
 }
@@ -93,6 +104,7 @@ async fn log_in(app: App, Public(client): Public, request: RawRequest) -> ApiRes
             let user_id = uia::user_of(&app, identifier)?;
             with_service(&app, &request, user_id)?
         }
+        LoginInfo::Token(info) => with_token(&app, &info.token).await?,
         _ => return Err(ApiError::unknown("this type of login is not served here")),
     };
     start_session(
@@ -138,6 +150,35 @@ async fn with_password(
     };
     may_log_in(&account)?;
     Ok((user, user_id))
+}
+
+async fn with_token(app: &App, token: &str) -> ApiResult<(UserNum, OwnedUserId)> {
+    let now_ms = app.clock.now_ms();
+    let user = app.accounts.take_login_token(token, now_ms).await?;
+    let account = app.accounts.user(user)?;
+    let account = account.ok_or_else(|| ApiError::forbidden("the login token is not valid"))?;
+    may_log_in(&account)?;
+    Ok((user, app.store.user_id(user)?))
+}
+
+#[derive(Deserialize)]
+struct TokenRequest {
+    auth: Option<AuthData>,
+}
+
+/// A token with which another device of the caller's logs in.
+async fn login_token(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
+    let body: TokenRequest = request.json()?;
+    let purpose = format!("login token {}", caller.user_id);
+    let flows = vec![vec!["m.login.password"]];
+    uia::authenticate(&app, &purpose, &flows, Some(&caller), body.auth.as_ref()).await?;
+    let lifetime_ms = app.config.sessions.login_token_lifetime_seconds * 1_000;
+    let expires_ms = app.clock.now_ms() + lifetime_ms;
+    let token = app
+        .accounts
+        .new_login_token(caller.user, &app.entropy, expires_ms)
+        .await?;
+    Ok(json!({ "login_token": token, "expires_in_ms": lifetime_ms }))
 }
 
 fn with_service(

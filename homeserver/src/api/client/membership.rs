@@ -2,9 +2,10 @@
 //!
 //! Spec: client-server API, "Room membership".
 
+use federation::event::Draft;
 use http::{Method, StatusCode};
 use ruma::{
-    OwnedRoomId, RoomAliasId, RoomId, UserId,
+    OwnedEventId, OwnedRoomId, RoomAliasId, RoomId, UserId,
     api::client::membership::{
         ban_user, forget_room, joined_rooms, kick_user, leave_room, unban_user,
     },
@@ -87,6 +88,53 @@ async fn join(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<
     Ok(json!({ "room_id": room_id }))
 }
 
+/// A member event that a client writes itself: joining, leaving and the like are what the endpoints of
+/// their own do, down to who lets whom into a restricted room. `None`: no such change, the event is sent as
+/// it is, but for what only a server may say.
+///
+/// # Errors
+/// As the change of membership.
+pub(super) async fn by_event(
+    app: &App,
+    caller: &Caller,
+    room_id: &RoomId,
+    draft: &mut Draft,
+) -> ApiResult<Option<OwnedEventId>> {
+    let target = UserId::parse(draft.state_key.as_deref().unwrap_or_default())
+        .map_err(|_| ApiError::bad_json("the state key of a member event is a user ID"))?;
+    let mut content: Map<String, Value> = serde_json::from_str(draft.content.get())
+        .map_err(|error| ApiError::bad_json(error.to_string()))?;
+    let own = target == caller.user_id;
+    let user = app.store.find_user(&target)?;
+    let room = app.store.find_room(room_id)?;
+    let row = match (user, room) {
+        (Some(user), Some(room)) => app.store.user_room(user, room)?,
+        _ => None,
+    };
+    let present = row.map_or(Membership::Leave, |row| row.membership);
+    let to = match content.get("membership").and_then(Value::as_str) {
+        Some("join") if own && present != Membership::Join => Some(To::Join),
+        Some("leave") if own => Some(To::Leave),
+        Some("leave") if present == Membership::Ban => Some(To::Unban),
+        Some("leave") => Some(To::Kick),
+        Some("invite") => Some(To::Invite),
+        Some("ban") => Some(To::Ban),
+        Some("knock") if own => Some(To::Knock),
+        _ => None,
+    };
+    let Some(to) = to else {
+        if content.remove("join_authorised_via_users_server").is_some() {
+            draft.content = serde_json::value::to_raw_value(&content)
+                .map_err(|error| ApiError::internal(&error))?;
+        }
+        return Ok(None);
+    };
+    let change = with_reason(Change::plain(target, to), content);
+    members::change(app, caller, room_id, change)
+        .await
+        .map_err(not_in_room)
+}
+
 fn with_reason(mut change: Change, mut extra: Map<String, Value>) -> Change {
     change.reason = extra
         .remove("reason")
@@ -134,6 +182,7 @@ async fn leave(
     Guest(caller): Guest,
     request: leave_room::v3::Request,
 ) -> ApiResult<leave_room::v3::Response> {
+    super::notices::may_leave(&app, &caller, &request.room_id)?;
     let mut change = Change::plain(caller.user_id.clone(), To::Leave);
     change.reason = request.reason;
     members::change(&app, &caller, &request.room_id, change).await?;

@@ -103,7 +103,7 @@ fn flows(app: &App, address: std::net::IpAddr) -> ApiResult<uia::Flows> {
     match app.config.registration.mode {
         RegistrationMode::Open => flows.push(vec!["m.login.dummy"]),
         RegistrationMode::OpenLoopback if address.is_loopback() => {
-            flows.push(vec!["m.login.dummy"])
+            flows.push(vec!["m.login.dummy"]);
         }
         RegistrationMode::Token => flows.push(vec!["m.login.registration_token"]),
         RegistrationMode::OpenLoopback | RegistrationMode::Closed => {}

@@ -48,9 +48,8 @@ async fn create_room(
     let preset = match request.preset {
         Some(RoomPreset::PublicChat) => Preset::PublicChat,
         Some(RoomPreset::TrustedPrivateChat) => Preset::TrustedPrivateChat,
-        Some(RoomPreset::PrivateChat) => Preset::PrivateChat,
         None if published => Preset::PublicChat,
-        None => Preset::PrivateChat,
+        Some(RoomPreset::PrivateChat) | None => Preset::PrivateChat,
         Some(_) => return Err(ApiError::invalid_param("there is no such preset")),
     };
     let alias = request.room_alias_name.map(|name| {

@@ -16,6 +16,7 @@ use store::{
 use crate::{
     error::{ApiError, ApiResult},
     http::{Caller, Guest, RawRequest, Routes},
+    presence::State,
     server::App,
     sync::{
         Token,
@@ -53,6 +54,7 @@ async fn get_sync(app: App, Guest(caller): Guest, request: RawRequest) -> ApiRes
             .map_err(|_| ApiError::invalid_param("`timeout` is not a number of milliseconds"))?,
         None => 0,
     };
+    note_presence(&app, &caller, request.query("set_presence").as_deref())?;
     let since = request.query("since").filter(|since| !since.is_empty());
     let filter = match request.query("filter") {
         Some(text) if text.starts_with('{') => {
@@ -69,6 +71,24 @@ async fn get_sync(app: App, Guest(caller): Guest, request: RawRequest) -> ApiRes
         timeout: Duration::from_millis(timeout),
     };
     sync(&app, &caller, &sync_request).await
+}
+
+/// Syncing says that its user is there, unless the client says otherwise.
+fn note_presence(app: &App, caller: &Caller, said: Option<&str>) -> ApiResult<()> {
+    let state = State::named(said.unwrap_or("online"))
+        .ok_or_else(|| ApiError::invalid_param("`set_presence` is not a state of presence"))?;
+    if !app.config.presence.enabled || state == State::Offline {
+        return Ok(());
+    }
+    let who = (
+        caller.user,
+        caller.device.clone().unwrap_or_else(|| "".into()),
+    );
+    let now_ms = app.clock.now_ms();
+    if app.presence.say(&app.moments, who, state, None, now_ms) {
+        app.wakeups.wake_contacts(app, caller.user);
+    }
+    Ok(())
 }
 
 fn stored_filter(app: &App, caller: &Caller, id: &str) -> ApiResult<Filter> {

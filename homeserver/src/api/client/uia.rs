@@ -115,6 +115,11 @@ pub async fn authenticate(
     let Some(auth) = auth else {
         return Err(challenge(&id, flows, &completed, None));
     };
+    if let (AuthData::Password(password), Some(caller)) = (auth, who)
+        && user_of(app, &password.identifier)? != caller.user_id
+    {
+        return Err(ApiError::forbidden("the password must be your own"));
+    }
     match stage(app, who, auth).await {
         Ok(Some(done)) => {
             app.uia.complete(&id, done);
@@ -171,10 +176,6 @@ async fn stage(
         AuthData::Password(password) => {
             let caller =
                 who.ok_or_else(|| ApiError::forbidden("a password proves nothing here"))?;
-            let named = user_of(app, &password.identifier)?;
-            if named != caller.user_id {
-                return Err(ApiError::forbidden("the password must be your own"));
-            }
             check_password(app, caller, password.password.clone()).await?;
             Ok(Some("m.login.password"))
         }

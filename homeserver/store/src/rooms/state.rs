@@ -40,11 +40,11 @@ impl StateBlock {
         state: &StateMap,
     ) -> Vec<Row> {
         Arc::make_mut(&mut self.changes).extend_from_slice(changes);
-        if id.0 % BLOCK_STATES != 0 {
+        if !id.0.is_multiple_of(BLOCK_STATES) {
             return rows(room, id, Some(StateId(id.0 - 1)), changes);
         }
         let block = std::mem::take(&mut self.changes);
-        if id.0 % FULL_STATES != 0 {
+        if !id.0.is_multiple_of(FULL_STATES) {
             return rows(room, id, Some(StateId(id.0 - BLOCK_STATES)), &block);
         }
         let full: Vec<StateChange> = state

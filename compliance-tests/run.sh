@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# run.sh [--quick]: everything that must pass. Installs what it needs.
+#
+# --quick leaves out the real clients, which need apt, pip and npm.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+quick=
+[[ ${1-} == --quick ]] && quick=yes
+
+step() { printf '\n# %s\n' "$*"; }
+
+step "what building needs"
+if ! command -v cc >/dev/null || ! command -v curl >/dev/null; then
+    apt-get update && apt-get install -y --no-install-recommends build-essential curl
+fi
+rustup component add rustfmt clippy 2>/dev/null || true
+
+step "format"
+cargo fmt --all -- --check
+
+step "lints"
+cargo clippy --workspace --all-targets -- -D warnings
+
+step "tests"
+cargo test --workspace
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+[[ -n $quick ]] && exit 0
+
+step "real clients"
+cargo build -p homeserver
+GUILDHALL_BIN="${CARGO_TARGET_DIR:-$PWD/target}/debug/guildhall" bash compliance-tests/clients/run.sh js-sdk nio browser

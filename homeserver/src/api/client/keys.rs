@@ -1,0 +1,83 @@
+//! Publishing, looking up and claiming the keys of devices.
+//!
+//! Spec: client-server API, "Key management API".
+
+use std::collections::BTreeMap;
+
+use http::Method;
+use ruma::{OwnedDeviceId, OwnedUserId};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::PREFIXES;
+use crate::{
+    error::ApiResult,
+    http::{Guest, RawRequest, Routes},
+    keys,
+    server::App,
+    to_device,
+};
+
+pub(super) fn routes(routes: &mut Routes) {
+    for prefix in PREFIXES {
+        routes.raw(
+            Method::PUT,
+            &format!("{prefix}/sendToDevice/{{type}}/{{txn_id}}"),
+            send,
+        );
+        routes.raw(Method::POST, &format!("{prefix}/keys/upload"), upload);
+        routes.raw(Method::POST, &format!("{prefix}/keys/query"), query);
+        routes.raw(Method::POST, &format!("{prefix}/keys/claim"), claim);
+    }
+}
+
+async fn upload(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
+    let device = caller.device()?;
+    let uploaded: keys::Upload = request.json()?;
+    let counts = keys::upload(&app, caller.user, &caller.user_id, device, uploaded).await?;
+    Ok(json!({ "one_time_key_counts": counts.one_time }))
+}
+
+#[derive(Deserialize)]
+struct Send {
+    messages: to_device::Messages,
+}
+
+async fn send(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
+    let body: Send = request.json()?;
+    let (kind, txn_id) = (request.arg(0), request.arg(1));
+    to_device::send(&app, &caller, kind, txn_id, &body.messages).await?;
+    Ok(json!({}))
+}
+
+#[derive(Deserialize)]
+struct Query {
+    device_keys: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
+}
+
+async fn query(app: App, Guest(_): Guest, request: RawRequest) -> ApiResult<Value> {
+    let asked: Query = request.json()?;
+    let found = keys::query(&app, &asked.device_keys)?;
+    let failures = unreached(&app, asked.device_keys.keys());
+    Ok(json!({ "device_keys": found, "failures": failures }))
+}
+
+#[derive(Deserialize)]
+struct Claim {
+    one_time_keys: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, String>>,
+}
+
+async fn claim(app: App, Guest(_): Guest, request: RawRequest) -> ApiResult<Value> {
+    let asked: Claim = request.json()?;
+    let claimed = keys::claim(&app, &asked.one_time_keys).await?;
+    let failures = unreached(&app, asked.one_time_keys.keys());
+    Ok(json!({ "one_time_keys": claimed, "failures": failures }))
+}
+
+/// The servers of those users who are not of this one: their keys are not known here.
+fn unreached<'a>(app: &App, users: impl Iterator<Item = &'a OwnedUserId>) -> Map<String, Value> {
+    users
+        .filter(|user_id| !app.is_local(user_id))
+        .map(|user_id| (user_id.server_name().to_string(), json!({})))
+        .collect()
+}

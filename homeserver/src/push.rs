@@ -1,0 +1,5 @@
+//! Notifications: which events a user wants to hear of.
+//!
+//! Spec: client-server API, "Push Notifications".
+
+pub mod rules;
