@@ -6,6 +6,7 @@
 pub mod aliases;
 pub mod create;
 pub mod members;
+pub mod outline;
 pub mod read;
 pub mod relations;
 pub mod send;

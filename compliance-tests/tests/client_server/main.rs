@@ -11,4 +11,5 @@ mod delayed;
 mod keys;
 mod media;
 mod rooms;
+mod rooms_read;
 mod sliding;

@@ -90,8 +90,41 @@ impl Relation {
             .room(room)
             .raw(&event_hash(&self.target))
             .position();
+        if row.rel_type == "m.thread" {
+            let key = Packed::key(Keyspace::THREAD).room(room).position();
+            commit.put_raw_at(entry, key, Packed::new().raw(self.target.as_bytes()));
+        }
         commit.put_at(RELATIONS, entry, key, &row);
     }
+}
+
+/// Visits the replies in threads of a room up to `until`, newest first: their order, their thread's
+/// root.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn visit_threads(
+    store: &Store,
+    room: RoomNum,
+    until: i64,
+    mut visit: impl FnMut(i64, OwnedEventId) -> Result<bool, StoreError>,
+) -> Result<(), StoreError> {
+    let prefix = Packed::key(Keyspace::THREAD).room(room);
+    let (from, to) = (
+        prefix.clone().into_bytes(),
+        prefix.i64(until.saturating_add(1)).into_bytes(),
+    );
+    store.visit_range(&from, &to, Direction::Descending, |key, value| {
+        let mut parts = Unpack::key(key);
+        let order = parts.room().and_then(|_| parts.i64());
+        let root = std::str::from_utf8(value)
+            .ok()
+            .and_then(|root| OwnedEventId::try_from(root).ok());
+        match order.zip(root) {
+            Some((order, root)) => visit(order, root),
+            None => Ok(true),
+        }
+    })
 }
 
 /// Visits the events that relate to `target`, by their order, until `visit` returns `false`.

@@ -152,7 +152,8 @@ pub fn update(app: &App, sight: &Sight, ask: &Ask<'_>) -> ApiResult<Update> {
     let start = events.first().map(|seen| seen.event.order);
     let prev_batch = Token::before(
         start.unwrap_or_else(|| i64::try_from(upper).unwrap_or(i64::MAX).saturating_add(1)),
-    );
+    )
+    .seen_up_to(upper);
 
     let whole = fresh || ask.full_state;
     let mut state: BTreeMap<(String, String), OwnedEventId> = BTreeMap::new();

@@ -1,7 +1,8 @@
 //! Tokens: points in everything that a client can page through.
 //!
 //! `s{order}` is the point behind the event (and whatever else) at `order`; `s{order}_{moment}` says
-//! as well how much of what is only in memory its holder has seen. One form for `/sync`,
+//! as well how much of what is only in memory its holder has seen; `s{order}.{seen}` is the start of a
+//! timeline, and says up to where its holder had seen the log: what `/members?at=` goes by. One form for `/sync`,
 //! `/messages`, `/relations` and all others, so that a client may use any where any is expected.
 
 use std::fmt;
@@ -21,6 +22,8 @@ pub struct Token {
     pub order: i64,
     /// Every change in memory up to here is before the point.
     pub moment: Moment,
+    /// How far the holder of the start of a timeline had seen the log; 0 for any other point.
+    pub seen: Position,
     /// Messages to the device are told up to here only, if that is not as far as `order`; else 0.
     pub to_device: Position,
 }
@@ -31,6 +34,7 @@ impl Token {
         Self {
             order: i64::try_from(position).unwrap_or(i64::MAX),
             moment,
+            seen: 0,
             to_device: 0,
         }
     }
@@ -40,6 +44,7 @@ impl Token {
         Self {
             order,
             moment: 0,
+            seen: 0,
             to_device: 0,
         }
     }
@@ -49,8 +54,23 @@ impl Token {
         Self {
             order: order.saturating_sub(1),
             moment: 0,
+            seen: 0,
             to_device: 0,
         }
+    }
+
+    /// The start of a timeline whose holder has seen the log up to `seen`.
+    #[must_use]
+    pub fn seen_up_to(self, seen: Position) -> Self {
+        Self { seen, ..self }
+    }
+
+    /// The position of the state that the holder of this token knew.
+    pub fn known(self) -> Position {
+        if self.seen > 0 {
+            return self.seen;
+        }
+        self.position()
     }
 
     /// The position; 0 for a point in backfilled history.
@@ -65,7 +85,7 @@ impl Token {
     pub fn parse(app: &App, text: &str) -> ApiResult<Self> {
         let token = Self::read(text)
             .ok_or_else(|| ApiError::invalid_param("the token is not one of this server"))?;
-        if token.position() > app.store.published() {
+        if token.position().max(token.seen) > app.store.published() {
             return Err(ApiError::invalid_param(
                 "the token is not one of this server",
             ));
@@ -77,6 +97,10 @@ impl Token {
         let rest = text.strip_prefix('s')?;
         // The `pos` of sliding sync is a token with a name behind it.
         let rest = rest.split_once('~').map_or(rest, |(token, _)| token);
+        if let Some((order, seen)) = rest.split_once('.') {
+            let start = Self::behind(order.parse().ok()?);
+            return Some(start.seen_up_to(seen.parse().ok()?));
+        }
         let mut parts = rest.split('_');
         let order = parts.next()?.parse().ok()?;
         let moment = parts.next().map_or(Some(0), |part| part.parse().ok())?;
@@ -85,12 +109,16 @@ impl Token {
             order,
             moment,
             to_device,
+            seen: 0,
         })
     }
 }
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.seen > 0 {
+            return write!(f, "s{}.{}", self.order, self.seen);
+        }
         match (self.moment, self.to_device) {
             (0, 0) => write!(f, "s{}", self.order),
             (moment, 0) => write!(f, "s{}_{moment}", self.order),
@@ -110,6 +138,7 @@ mod tests {
             Token::new(17, 1_234),
             Token::behind(-3),
             Token::before(i64::MIN),
+            Token::before(5).seen_up_to(9),
         ] {
             assert_eq!(Token::read(&token.to_string()), Some(token));
         }

@@ -76,7 +76,7 @@ keyspaces! {
     USER_ROOM = 0x15;
     /// room, event hash of the target, order of the relating event → `RelationRow`.
     RELATION = 0x16;
-    /// room, event hash of the thread root → `ThreadRow`.
+    /// room, order of a reply in a thread → event ID of the thread's root.
     THREAD = 0x17;
     /// user, device, path and txn ID hashed → event ID.
     TXN = 0x18;

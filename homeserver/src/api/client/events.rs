@@ -58,7 +58,11 @@ pub(super) fn routes(routes: &mut Routes) {
     routes.add(messages);
 }
 
-fn room_id(request: &RawRequest) -> ApiResult<ruma::OwnedRoomId> {
+/// The room in a request's path.
+///
+/// # Errors
+/// `M_INVALID_PARAM`.
+pub(super) fn room_id(request: &RawRequest) -> ApiResult<ruma::OwnedRoomId> {
     RoomId::parse(request.arg(0)).map_err(|_| ApiError::invalid_param("not a room ID"))
 }
 
@@ -178,7 +182,8 @@ async fn redact(
     Ok(redact_event::v3::Response::new(event_id))
 }
 
-fn format(app: &App, caller: &Caller) -> Format<'static> {
+/// How events are written for a caller, without the request that sent them.
+pub(super) fn format(app: &App, caller: &Caller) -> Format<'static> {
     Format {
         with_room_id: true,
         reader: (caller.user, None),
@@ -325,13 +330,20 @@ async fn messages(
     Ok(response)
 }
 
-struct Page {
-    events: Vec<Seen>,
+/// Some of a timeline, in the order it was walked.
+#[derive(Debug)]
+pub(super) struct Page {
+    /// What the viewer may see and wants.
+    pub(super) events: Vec<Seen>,
     /// The last event that was looked at, if there may be more behind it.
-    next: Option<i64>,
+    pub(super) next: Option<i64>,
 }
 
-fn page(
+/// Walks a timeline for what the viewer may see and wants.
+///
+/// # Errors
+/// When the store cannot be read.
+pub(super) fn page(
     app: &App,
     sight: &Sight,
     orders: (Bound<i64>, Bound<i64>),
