@@ -43,6 +43,7 @@ pub(super) struct Claim {
 /// stamp promises is missing; the disk is nearly full; or the operating system refuses.
 pub(super) fn claim(directory: &Path, engine: &'static str) -> Result<Claim, KvError> {
     fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+    refuse_strangers(directory)?;
     let path = directory.join(LOCK);
     let lock = File::options()
         .create(true)
@@ -108,15 +109,7 @@ fn is_fresh(directory: &Path, engine: &'static str) -> Result<bool, KvError> {
     let path = directory.join(STAMP);
     let stamp = match fs::read_to_string(&path) {
         Ok(stamp) => stamp,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return match stranger(directory)? {
-                None => Ok(true),
-                Some(found) => Err(KvError::NotAStore {
-                    directory: directory.to_owned(),
-                    found,
-                }),
-            };
-        }
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
         Err(source) => {
             return Err(KvError::Io {
                 action: "read",
@@ -166,21 +159,30 @@ fn is_fresh(directory: &Path, engine: &'static str) -> Result<bool, KvError> {
     Ok(false)
 }
 
-/// What an unstamped directory holds, if anything.
-fn stranger(directory: &Path) -> Result<Option<String>, KvError> {
+/// Leaves a directory alone that has something in it and no stamp. Ours has a stamp from before
+/// its first file, so this needs no lock, and puts none into it.
+fn refuse_strangers(directory: &Path) -> Result<(), KvError> {
+    let path = directory.join(STAMP);
+    if path.try_exists().map_err(io_error("look for", &path))? {
+        return Ok(());
+    }
     let names = entries(directory)?;
     let has = |name: &str| names.iter().any(|entry| entry == name);
-    Ok(
-        if has("slabs") || has("metadata") || has("DO_NOT_PUT_YOUR_FILES_HERE") {
-            Some("a store of sled 1.0 alpha".to_owned())
-        } else if has("db") && has("conf") {
-            Some("a store of sled 0.34 without a stamp".to_owned())
-        } else if has("version") && has("keyspaces") {
-            Some("a store of fjall without a stamp".to_owned())
-        } else {
-            names.first().map(|name| format!("other files ({name}, …)"))
-        },
-    )
+    let found = if has("slabs") || has("metadata") || has("DO_NOT_PUT_YOUR_FILES_HERE") {
+        "a store of sled 1.0 alpha".to_owned()
+    } else if has("db") && has("conf") {
+        "a store of sled 0.34 without a stamp".to_owned()
+    } else if has("version") && has("keyspaces") {
+        "a store of fjall without a stamp".to_owned()
+    } else if let Some(name) = names.first() {
+        format!("other files ({name}, …)")
+    } else {
+        return Ok(());
+    };
+    Err(KvError::NotAStore {
+        directory: directory.to_owned(),
+        found,
+    })
 }
 
 /// Removes what an engine left behind when its creation was interrupted.

@@ -93,10 +93,13 @@ impl Writer {
         }
     }
 
-    /// Waits until it has the store open.
-    pub(crate) fn wait_for_opening(&mut self) {
-        let first = self.acknowledgements.recv_timeout(PATIENCE);
-        self.acknowledged = first.expect("the writer opens the store");
+    /// Waits until it has opened the store and written to it.
+    pub(crate) fn wait_for_batches(&mut self) {
+        // It acknowledges once when it has opened the store, and then each group of batches.
+        for _ in 0..2 {
+            let number = self.acknowledgements.recv_timeout(PATIENCE);
+            self.acknowledged = number.expect("the writer opens the store and writes");
+        }
     }
 
     /// Stops it where it is: from when this returns it changes nothing and acknowledges nothing.
