@@ -1,6 +1,6 @@
 //! Who is in a room.
 //!
-//! Spec: client-server API, "GET /rooms/{roomId}/members", "GET /rooms/{roomId}/joined_members".
+//! Spec: client-server API, "Getting events for a room".
 
 use federation::room::visibility::entitled;
 use http::Method;

@@ -134,7 +134,7 @@ async fn put_rule(app: App, caller: Caller, request: RawRequest) -> ApiResult<Va
     let was_enabled = rules
         .global
         .get(kind.clone(), &id)
-        .map(|rule| rule.enabled());
+        .map(ruma::push::AnyPushRuleRef::enabled);
     if before.is_some() || after.is_some() {
         // A rule that is moved is taken out first: its own place counts no more.
         drop(rules.global.remove(kind.clone(), &id));
