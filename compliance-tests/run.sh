@@ -24,7 +24,7 @@ step "tests"
 cargo test --workspace
 
 step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 
 [[ ${1-} == --clients ]] || exit 0
 
