@@ -14,6 +14,9 @@
 # in the user's cache; made if it is not there), and GUILDHALL_BENCH_KEEP=1 keeps the servers' directories.
 set -euo pipefail
 
+# The server takes every variable that begins like this for a key of its configuration.
+export -n GUILDHALL_BIN GUILDHALL_BENCH_KEEP
+
 bench=$(cd "$(dirname "$0")" && pwd)
 repository=$(cd "$bench/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$repository/target}
@@ -78,11 +81,14 @@ free_port() {
 }
 
 wait_until_up() {
-  if ! "$load_bin" --base "http://127.0.0.1:$port" --wait-until-up 120; then
-    echo "bench: the server did not start. The end of its output:" >&2
-    tail -n 20 "$dir/output.log" >&2
-    return 1
-  fi
+  local second
+  for ((second = 0; second < 120; second++)); do
+    if "$load_bin" --base "http://127.0.0.1:$port" --wait-until-up 1 2>/dev/null; then return; fi
+    if ! kill -0 "$server_pid" 2>/dev/null; then break; fi
+  done
+  echo "bench: the server did not start. The end of its output:" >&2
+  tail -n 20 "$dir/output.log" >&2
+  return 1
 }
 
 # time_start_up SERVER: restarts it five times. $times are the milliseconds each time until /versions was
@@ -143,7 +149,7 @@ for server in ${servers//,/ }; do
     time_start_up "$server"
     add_start_up "$result" start-up "${times[@]}"
     if [ "$fill" = yes ] && [ "$server" != synapse ]; then
-      "$load_bin" --base "http://127.0.0.1:$port" --pid "$measured_pids" --only fill
+      "$load_bin" --base "http://127.0.0.1:$port" --pid "$measured_pids" --only fill "${driver_options[@]}"
       time_start_up "$server"
       add_start_up "$result" start-up-100k "${times[@]}"
     fi

@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 use crate::clock;
 use crate::failure::Failure;
 
-/// No single exchange takes longer than this. Synapse needs minutes for nothing in the table.
-const EXCHANGE_MAX: Duration = Duration::from_mins(2);
+/// No single exchange takes longer than this: a long-poll of two minutes on a server that is very busy.
+const EXCHANGE_MAX: Duration = Duration::from_mins(5);
 /// A connection that idled this long is opened anew, since the server may be about to close it.
 const IDLE_MAX: Duration = Duration::from_secs(20);
 /// How much of an error's body is quoted.

@@ -15,7 +15,7 @@ use crate::world::{World, spread};
 /// Arrivals that may wait to be counted; a poller that finds the queue full waits.
 const ARRIVALS_MAX: usize = 8192;
 /// A message that has not reached everyone by then will not.
-const DELIVERY_MAX: Duration = Duration::from_mins(2);
+const DELIVERY_MAX: Duration = Duration::from_mins(5);
 /// First syncs made at once while the pollers get ready.
 const FIRST_SYNCS_AT_ONCE: usize = 8;
 
