@@ -1,10 +1,16 @@
 //! Keys of devices, for end-to-end encryption: what clients publish, look up and claim.
 //!
-//! Nothing here is secret, and nothing is checked cryptographically: clients verify what they get.
-//! Cross-signing and key backup are not here.
+//! Nothing here is secret. Device keys are not checked cryptographically: clients verify what they get.
+//! [`lists`] tells who has to look again, [`signing`] keeps who vouches for what, [`backup`] and
+//! [`dehydrated`] carry keys over to a user's next device.
 //! Spec: client-server API, "Key management API".
 
-use std::collections::BTreeMap;
+pub mod backup;
+pub mod dehydrated;
+pub mod lists;
+pub mod signing;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
 use serde::{Deserialize, Serialize};
@@ -37,14 +43,37 @@ const FALLBACK_KEYS: Table<FallbackRow> = Table::new(Keyspace::FALLBACK_KEY);
 /// Keys by their ID, `algorithm:name`.
 pub type KeysById = BTreeMap<String, Box<RawValue>>;
 
-/// Held while keys change: a one-time key is given to one claimer only.
-#[derive(Debug, Default)]
-pub struct KeyTurn(tokio::sync::Mutex<()>);
+/// How many locks stand for all users.
+const SHARDS: usize = 64;
+
+/// Held while the keys of a user change: a one-time key is given to one claimer only.
+#[derive(Debug)]
+pub struct KeyTurn([tokio::sync::Mutex<()>; SHARDS]);
+
+impl Default for KeyTurn {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| tokio::sync::Mutex::default()))
+    }
+}
+
+/// Some locks, until dropped.
+type Turns<'a> = Vec<tokio::sync::MutexGuard<'a, ()>>;
 
 impl KeyTurn {
-    /// Waits for the turn.
-    pub async fn lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.0.lock().await
+    /// Waits for the turn of one user.
+    pub async fn lock(&self, user: UserNum) -> Turns<'_> {
+        self.lock_all(std::iter::once(user)).await
+    }
+
+    /// Waits for the turns of several users, in an order that is the same for everyone.
+    pub async fn lock_all(&self, users: impl IntoIterator<Item = UserNum>) -> Turns<'_> {
+        let shard = |user: UserNum| usize::try_from(user.0 % SHARDS as u64).unwrap_or(0);
+        let shards: BTreeSet<usize> = users.into_iter().map(shard).collect();
+        let mut turns = Vec::new();
+        for lock in shards.into_iter().filter_map(|shard| self.0.get(shard)) {
+            turns.push(lock.lock().await);
+        }
+        turns
     }
 }
 
@@ -113,14 +142,29 @@ pub async fn upload(
     device: &DeviceId,
     upload: Upload,
 ) -> ApiResult<Counts> {
-    let _turn = app.key_turn.0.lock().await;
+    let _turn = app.key_turn.lock(user).await;
     let mut commit = Commit::new();
+    prepare(app, &mut commit, (user, user_id, device), upload)?;
+    if !commit.is_empty() {
+        app.store.commit(commit).await?;
+    }
+    counts(&app.store, user, device)
+}
+
+/// What publishing keys of a device changes. The caller has the user's turn.
+fn prepare(
+    app: &App,
+    commit: &mut Commit,
+    (user, user_id, device): (UserNum, &UserId, &DeviceId),
+    upload: Upload,
+) -> ApiResult<()> {
     if let Some(keys) = &upload.device_keys {
         check_device_keys(keys, user_id, device)?;
         let key = of_device(Keyspace::DEVICE_KEYS, user, device);
         if app.store.get(DEVICE_KEYS, key.clone())?.as_ref() != Some(keys) {
+            signing::forget_signatures(&app.store, commit, user, Some(device.as_str()))?;
             commit.put(DEVICE_KEYS, key, keys);
-            commit.log(Change::DeviceList { user });
+            lists::note(&app.store, commit, user)?;
         }
     }
     let present = one_time_keys(&app.store, user, device)?;
@@ -162,10 +206,7 @@ pub async fn upload(
             commit.put(FALLBACK_KEYS, at, &FallbackRow { id, key, used });
         }
     }
-    if !commit.is_empty() {
-        app.store.commit(commit).await?;
-    }
-    counts(&app.store, user, device)
+    Ok(())
 }
 
 fn check_device_keys(keys: &Map<String, Value>, user: &UserId, device: &DeviceId) -> ApiResult<()> {
@@ -253,6 +294,7 @@ pub fn query(
                 let unsigned = serde_json::json!({ "device_display_name": name });
                 keys.insert("unsigned".to_owned(), unsigned);
             }
+            signing::add_signatures(app, &mut keys, (user, device.as_str()), None)?;
             of_user.insert(device, keys);
         }
     }
@@ -273,7 +315,11 @@ pub async fn claim(
     if asked.values().map(BTreeMap::len).sum::<usize>() > DEVICES_ASKED_MAX {
         return Err(ApiError::too_large("too many keys are claimed at once"));
     }
-    let _turn = app.key_turn.0.lock().await;
+    let mut users = Vec::new();
+    for user_id in asked.keys().filter(|user_id| app.is_local(user_id)) {
+        users.extend(app.store.find_user(user_id)?);
+    }
+    let _turns = app.key_turn.lock_all(users).await;
     let mut commit = Commit::new();
     let mut claimed = Claimed::new();
     for (user_id, devices) in asked.iter().filter(|(user_id, _)| app.is_local(user_id)) {
@@ -322,16 +368,14 @@ fn claim_one(
     Ok(Some((row.id, row.key)))
 }
 
-/// Deletes every key of a device, and the messages that wait for it.
+/// Deletes every key of a device, the messages that wait for it, and what was signed of it.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn delete(
-    store: &Store,
-    commit: &mut Commit,
-    user: UserNum,
-    device: &DeviceId,
-) -> ApiResult<()> {
+pub fn delete(app: &App, commit: &mut Commit, user: UserNum, device: &DeviceId) -> ApiResult<()> {
+    let store = &app.store;
+    signing::forget_signatures(store, commit, user, Some(device.as_str()))?;
+    dehydrated::forget(app, commit, user, device)?;
     for keyspace in [
         Keyspace::DEVICE_KEYS,
         Keyspace::ONE_TIME_KEY,

@@ -58,7 +58,7 @@ pub async fn send(
         // No room has the number 0.
         .u64(0)
         .raw(&Sha256::digest(format!("{kind}\0{txn_id}")));
-    let _turn = app.key_turn.lock().await;
+    let _turn = app.key_turn.lock(caller.user).await;
     if app.store.get_raw(txn.clone())?.is_some() {
         return Ok(());
     }

@@ -7,6 +7,7 @@
 )]
 
 mod accounts;
+mod cross_signing;
 mod delayed;
 mod keys;
 mod media;

@@ -1,8 +1,9 @@
 //! The client-server API, by chapter.
 
-mod account;
+pub(crate) mod account;
 mod account_data;
 mod admin;
+mod backup;
 mod context;
 mod delayed;
 mod devices;
@@ -43,6 +44,7 @@ pub fn routes(routes: &mut Routes) {
     devices::routes(routes);
     discovery::routes(routes);
     events::routes(routes);
+    backup::routes(routes);
     keys::routes(routes);
     login::routes(routes);
     media::routes(routes);

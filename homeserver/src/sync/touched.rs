@@ -5,13 +5,18 @@
 
 use std::collections::BTreeSet;
 
+use ruma::OwnedDeviceId;
 use store::{
     keys::{Position, RoomNum, UserNum},
     log::{Change, LogEntry},
 };
 
 use super::Token;
-use crate::{error::ApiResult, server::App};
+use crate::{
+    error::ApiResult,
+    keys::lists::{self, DeviceLists},
+    server::App,
+};
 
 /// How many entries are read to find out; beyond that it is cheaper to look everywhere.
 const ENTRIES_MAX: usize = 4_096;
@@ -21,8 +26,10 @@ const ENTRIES_MAX: usize = 4_096;
 pub struct Touched {
     /// Rooms in which anything happened, whether the user is there or not; `None`: look everywhere.
     pub rooms: Option<BTreeSet<RoomNum>>,
-    /// Users whose devices changed; only meaningful with `rooms`.
-    pub device_lists: BTreeSet<UserNum>,
+    /// Whether anybody's devices changed; only meaningful with `rooms`.
+    pub device_lists: bool,
+    /// The user's devices whose key counts changed; only meaningful with `rooms`.
+    pub key_counts: BTreeSet<OwnedDeviceId>,
 }
 
 impl Touched {
@@ -41,7 +48,7 @@ impl Touched {
             .rooms_changed_since(since.moment)
             .into_iter()
             .collect();
-        let mut device_lists = BTreeSet::new();
+        let (mut device_lists, mut key_counts) = (false, BTreeSet::new());
         for (position, entry) in entries {
             if position > until {
                 break;
@@ -59,8 +66,12 @@ impl Touched {
                 }) if whose == user => {
                     rooms.insert(room);
                 }
-                LogEntry::Other(Change::DeviceList { user }) => {
-                    device_lists.insert(user);
+                LogEntry::Other(Change::DeviceList { .. }) => device_lists = true,
+                LogEntry::Other(Change::KeyCounts {
+                    user: whose,
+                    device,
+                }) if whose == user => {
+                    key_counts.insert(device);
                 }
                 LogEntry::Other(_) => {}
             }
@@ -68,6 +79,24 @@ impl Touched {
         Ok(Self {
             rooms: Some(rooms),
             device_lists,
+            key_counts,
         })
+    }
+
+    /// Whose devices a user has to look up again, as far as can have changed where this says.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn device_lists(
+        &self,
+        app: &App,
+        user: UserNum,
+        since: Position,
+        until: Position,
+    ) -> ApiResult<DeviceLists> {
+        match &self.rooms {
+            Some(rooms) if rooms.is_empty() && !self.device_lists => Ok(DeviceLists::default()),
+            rooms => lists::between(app, user, since, until, rooms.as_ref()),
+        }
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     account_data,
     error::{ApiError, ApiResult},
     http::Caller,
+    keys::lists::DeviceLists,
     receipts::{self, Receipt},
     rooms::read::{Format, Seen, Sight, client_event, client_event_alone, stripped_state},
     server::App,
@@ -70,8 +71,13 @@ pub struct SyncResponse {
     rooms: Rooms,
     #[serde(skip_serializing_if = "Events::is_empty")]
     to_device: Events,
+    #[serde(skip_serializing_if = "DeviceLists::is_empty")]
+    device_lists: DeviceLists,
     #[serde(flatten)]
     key_counts: Option<KeyCounts>,
+    /// Whether the counts changed.
+    #[serde(skip)]
+    counts_are_news: bool,
 }
 
 /// What the device has left for others to claim.
@@ -171,6 +177,8 @@ pub async fn sync(app: &App, caller: &Caller, request: &SyncRequest) -> ApiResul
         let tells = !answer.account_data.is_empty()
             || !answer.to_device.is_empty()
             || !answer.presence.is_empty()
+            || !answer.device_lists.is_empty()
+            || answer.counts_are_news
             || !answer.rooms.is_empty();
         if tells || request.since.is_none() || request.full_state || app.tasks.is_stopping() {
             return Ok(answer);
@@ -288,7 +296,14 @@ impl<'a> Syncing<'a> {
                 next_batch.to_device = up_to;
             }
         }
+        let device_lists = match self.since() {
+            Some(since) => touched.device_lists(self.app, self.caller.user, since, self.until)?,
+            None => DeviceLists::default(),
+        };
+        let device = self.caller.device.as_ref();
         Ok(SyncResponse {
+            device_lists,
+            counts_are_news: device.is_some_and(|device| touched.key_counts.contains(device)),
             to_device: Events { events: to_device },
             key_counts: self.key_counts()?,
             next_batch: next_batch.to_string(),

@@ -147,9 +147,9 @@ keyspaces! {
     CROSS_SIGNING_KEY = 0x43;
     /// signed user, signed key, signing user, signing key → signature.
     KEY_SIGNATURE = 0x44;
-    /// position → user whose device list changed then.
+    /// position → user whose device list changed then, and who alone sees that or 0.
     DEVICE_LIST_CHANGE = 0x45;
-    /// user → last position in `DEVICE_LIST_CHANGE`.
+    /// user, viewer or 0 → position of their row in `DEVICE_LIST_CHANGE`.
     DEVICE_LIST_POSITION = 0x46;
     /// user, device, position → to-device message.
     TO_DEVICE = 0x47;
@@ -159,8 +159,6 @@ keyspaces! {
     BACKUP_KEY = 0x49;
     /// user → `DehydratedRow`.
     DEHYDRATED_DEVICE = 0x4a;
-    /// user, other user, position → whether they began or ceased to share a room.
-    SHARED_ROOM_CHANGE = 0x4b;
 
     /// media ID → `MediaRow`.
     MEDIA = 0x50;

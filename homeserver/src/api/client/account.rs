@@ -10,7 +10,7 @@ use ruma::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
-use store::{Commit, keys::UserNum, log::Change};
+use store::{Commit, keys::UserNum};
 
 use super::{PREFIXES, uia};
 use crate::{
@@ -168,7 +168,7 @@ async fn openid_token(app: App, Guest(caller): Guest, request: RawRequest) -> Ap
 ///
 /// # Errors
 /// When the store cannot be read.
-pub(super) fn remove_device(
+pub(crate) fn remove_device(
     app: &App,
     commit: &mut Commit,
     user: UserNum,
@@ -176,13 +176,12 @@ pub(super) fn remove_device(
 ) -> ApiResult<()> {
     app.accounts.end_session(commit, user, device)?;
     app.accounts.delete_device(commit, user, device);
-    crate::keys::delete(&app.store, commit, user, device)?;
+    crate::keys::delete(app, commit, user, device)?;
     // MSC3890: what a device wants to be notified of goes with it.
     let settings = format!("org.matrix.msc3890.local_notification_settings.{device}");
     if account_data::get(&app.store, user, None, &settings)?.is_some() {
         let empty = RawValue::from_string("{}".to_owned()).expect("an empty object is JSON");
         account_data::put(&app.store, commit, user, None, &settings, &empty)?;
     }
-    commit.log(Change::DeviceList { user });
-    Ok(())
+    crate::keys::lists::note(&app.store, commit, user)
 }

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 use ruma::{OwnedDeviceId, api::client::uiaa::AuthData};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use store::{Commit, log::Change};
+use store::Commit;
 
 use super::{PREFIXES, account::remove_device, uia};
 use crate::{
@@ -98,7 +98,7 @@ async fn put(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<R
         row.display_name = body.display_name;
         let mut commit = Commit::new();
         app.accounts.put_device(&mut commit, caller.user, &id, &row);
-        commit.log(Change::DeviceList { user: caller.user });
+        crate::keys::lists::note(&app.store, &mut commit, caller.user)?;
         app.store.commit(commit).await?;
     }
     Ok(json_reply(status, &json!({})))

@@ -5,16 +5,20 @@
 use std::collections::BTreeMap;
 
 use http::Method;
-use ruma::{OwnedDeviceId, OwnedUserId};
+use ruma::{OwnedDeviceId, OwnedUserId, api::client::uiaa::AuthData};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::PREFIXES;
+use super::{PREFIXES, uia};
 use crate::{
-    error::ApiResult,
-    http::{Guest, RawRequest, Routes},
-    keys,
+    error::{ApiError, ApiResult},
+    http::{Caller, Guest, RawRequest, Routes},
+    keys::{
+        self, lists,
+        signing::{self, SigningKeys},
+    },
     server::App,
+    sync::Token,
     to_device,
 };
 
@@ -28,7 +32,55 @@ pub(super) fn routes(routes: &mut Routes) {
         routes.raw(Method::POST, &format!("{prefix}/keys/upload"), upload);
         routes.raw(Method::POST, &format!("{prefix}/keys/query"), query);
         routes.raw(Method::POST, &format!("{prefix}/keys/claim"), claim);
+        routes.raw(Method::GET, &format!("{prefix}/keys/changes"), changes);
+        routes.raw(
+            Method::POST,
+            &format!("{prefix}/keys/device_signing/upload"),
+            upload_signing_keys,
+        );
+        routes.raw(
+            Method::POST,
+            &format!("{prefix}/keys/signatures/upload"),
+            upload_signatures,
+        );
     }
+}
+
+async fn changes(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
+    let point = |name: &str| {
+        let token = request
+            .query(name)
+            .ok_or_else(|| ApiError::missing_param(format!("`{name}` is missing")))?;
+        Token::parse(&app, &token)
+    };
+    let (from, to) = (point("from")?, point("to")?);
+    let until = to.position().min(app.store.published());
+    let lists = lists::between(&app, caller.user, from.position(), until, None)?;
+    Ok(json!(lists))
+}
+
+#[derive(Deserialize)]
+struct SigningUpload {
+    #[serde(flatten)]
+    keys: SigningKeys,
+    auth: Option<AuthData>,
+}
+
+async fn upload_signing_keys(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
+    let body: SigningUpload = request.json()?;
+    if caller.service.is_none() && signing::replaces(&app.store, caller.user, &body.keys)? {
+        let purpose = format!("cross-signing keys {}", caller.user_id);
+        let flows = vec![vec!["m.login.password"]];
+        uia::authenticate(&app, &purpose, &flows, Some(&caller), body.auth.as_ref()).await?;
+    }
+    signing::upload(&app, caller.user, &caller.user_id, &body.keys).await?;
+    Ok(json!({}))
+}
+
+async fn upload_signatures(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
+    let body: signing::Signed = request.json()?;
+    let failures = signing::sign(&app, caller.user, &caller.user_id, &body).await?;
+    Ok(json!({ "failures": failures }))
 }
 
 async fn upload(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
@@ -55,11 +107,17 @@ struct Query {
     device_keys: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
 }
 
-async fn query(app: App, Guest(_): Guest, request: RawRequest) -> ApiResult<Value> {
+async fn query(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
     let asked: Query = request.json()?;
     let found = keys::query(&app, &asked.device_keys)?;
     let failures = unreached(&app, asked.device_keys.keys());
-    Ok(json!({ "device_keys": found, "failures": failures }))
+    let signing = signing::query(&app, asked.device_keys.keys(), Some(caller.user))?;
+    let mut answer = json!(signing);
+    if let Some(answer) = answer.as_object_mut() {
+        answer.insert("device_keys".to_owned(), json!(found));
+        answer.insert("failures".to_owned(), failures.into());
+    }
+    Ok(answer)
 }
 
 #[derive(Deserialize)]

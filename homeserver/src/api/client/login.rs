@@ -256,7 +256,7 @@ pub(super) async fn start_session(
                 last_seen_ip: None,
             };
             app.accounts.put_device(&mut commit, user, &device, &row);
-            commit.log(store::log::Change::DeviceList { user });
+            crate::keys::lists::note(&app.store, &mut commit, user)?;
         }
     }
     let lifetimes = can_refresh.then(|| lifetimes(app));

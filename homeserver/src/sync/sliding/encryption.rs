@@ -1,17 +1,8 @@
 //! What sliding sync tells for end-to-end encryption: messages to the device, devices, keys.
 //!
-//! Whose devices changed is told as the log says; that somebody came into a room of the user's is not
-//! told here. Spec: MSC3885, MSC3884.
+//! Spec: MSC3885, MSC3884.
 
-use std::{collections::BTreeSet, sync::Arc};
-
-use ruma::OwnedUserId;
-use serde::Serialize;
-use serde_json::{Value, json, value::RawValue};
-use store::{
-    keys::{Position, UserNum},
-    log::{Change, LogEntry},
-};
+use std::sync::Arc;
 
 use super::{
     connection::Told,
@@ -19,20 +10,18 @@ use super::{
     request::{Extensions, ToDevice},
 };
 use crate::{
-    error::{ApiError, ApiResult},
+    error::ApiResult,
     http::Caller,
-    keys,
-    rooms::members::share_a_room,
+    keys::{
+        self,
+        lists::{self, DeviceLists},
+    },
     server::App,
     sync::Token,
     to_device,
 };
-
-/// How many log entries are read at a time to find out whose devices changed.
-const ENTRIES_BATCH_MAX: usize = 4_096;
-
-/// How many log entries are read for that at all; a client that is further behind begins anew.
-const ENTRIES_MAX: u64 = 1_000_000;
+use serde::Serialize;
+use serde_json::{Value, json, value::RawValue};
 
 /// The part of an answer that is about encryption.
 #[derive(Debug, Default, Serialize)]
@@ -58,11 +47,6 @@ struct Keys {
     /// Whether the client does not know that already.
     #[serde(skip)]
     news: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct DeviceLists {
-    changed: Vec<OwnedUserId>,
 }
 
 impl Encryption {
@@ -119,59 +103,22 @@ pub(super) fn answer(
             "device_unused_fallback_key_types": counts.unused_fallback,
         });
         let changed = match told.devices {
-            Some(since) => changed_devices(app, asked, since, until)?,
-            None => Vec::new(),
+            // What is known of the log since `pos` serves only who was told up to there.
+            Some(since) if asked.since.map(Token::position) == Some(since) => {
+                asked.touched.device_lists(app, asked.user, since, until)?
+            }
+            Some(since) => lists::between(app, asked.user, since, until, None)?,
+            None => DeviceLists::default(),
         };
         told.devices = Some(until);
         let news = !changed.is_empty() || told.keys.as_deref() != Some(&left);
         let left = Arc::new(left);
         told.keys = Some(left.clone());
         encryption.e2ee = Some(Keys {
-            device_lists: (!changed.is_empty()).then_some(DeviceLists { changed }),
+            device_lists: (!changed.is_empty()).then_some(changed),
             left,
             news,
         });
     }
     Ok(encryption)
-}
-
-/// The users, known to the user, whose devices changed in `since < position <= until`.
-fn changed_devices(
-    app: &App,
-    asked: &Asked<'_>,
-    since: Position,
-    until: Position,
-) -> ApiResult<Vec<OwnedUserId>> {
-    let mut users: BTreeSet<UserNum> = BTreeSet::new();
-    if asked.since.map(Token::position) == Some(since) && asked.touched.rooms.is_some() {
-        users.clone_from(&asked.touched.device_lists);
-    } else {
-        if until.saturating_sub(since) > ENTRIES_MAX {
-            return Err(ApiError::unknown_pos(
-                "begin this connection anew, without `pos`",
-            ));
-        }
-        let mut from = since;
-        while from < until {
-            let entries = app.store.log(from, ENTRIES_BATCH_MAX)?;
-            let Some((last, _)) = entries.last() else {
-                break;
-            };
-            from = *last;
-            for (position, entry) in entries {
-                if let LogEntry::Other(Change::DeviceList { user }) = entry
-                    && position <= until
-                {
-                    users.insert(user);
-                }
-            }
-        }
-    }
-    let mut changed = Vec::new();
-    for user in users {
-        if user == asked.user || share_a_room(app, asked.user, user)? {
-            changed.push(app.store.user_id(user)?);
-        }
-    }
-    Ok(changed)
 }
