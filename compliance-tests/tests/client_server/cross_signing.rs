@@ -148,7 +148,7 @@ async fn replacing_cross_signing_keys_needs_the_password_and_good_signatures() {
     assert_eq!(reply.status, 401, "{reply:?}");
     let session = reply.json()["session"].clone();
     new["auth"] = json!({
-        "type": "m.login.password", "session": session, "password": World::PASSWORD,
+        "type": "m.login.password", "session": session, "password": "password-of-alice",
         "identifier": { "type": "m.id.user", "user": client.user_id },
     });
     client.post(path, new).await.ok();

@@ -3,13 +3,13 @@
 
 use ruma::{DeviceId, OwnedDeviceId, UserId};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{Map, Value, json, value::RawValue};
 use store::{
     Commit,
     keys::{Keyspace, Packed, Table, UserNum},
 };
 
-use super::{Upload, prepare};
+use super::{KeysById, Upload, prepare};
 use crate::{
     accounts::devices::DeviceRow,
     error::{ApiError, ApiResult},
@@ -35,8 +35,11 @@ pub struct Dehydrated {
     device_id: OwnedDeviceId,
     device_data: Box<RawValue>,
     initial_device_display_name: Option<String>,
-    #[serde(flatten)]
-    keys: Upload,
+    device_keys: Option<Map<String, Value>>,
+    #[serde(default)]
+    one_time_keys: KeysById,
+    #[serde(default)]
+    fallback_keys: KeysById,
 }
 
 fn at(user: UserNum) -> Packed {
@@ -54,7 +57,7 @@ fn none() -> ApiError {
 /// as [`super::upload`].
 pub async fn put(app: &App, user: UserNum, user_id: &UserId, new: Dehydrated) -> ApiResult<Value> {
     let id = new.device_id;
-    if new.keys.device_keys.is_none() {
+    if new.device_keys.is_none() {
         return Err(ApiError::bad_json(
             "a dehydrated device needs `device_keys`",
         ));
@@ -85,7 +88,12 @@ pub async fn put(app: &App, user: UserNum, user_id: &UserId, new: Dehydrated) ->
         last_seen_ip: None,
     };
     app.accounts.put_device(&mut commit, user, &id, &row);
-    prepare(app, &mut commit, (user, user_id, &id), new.keys)?;
+    let keys = Upload {
+        device_keys: new.device_keys,
+        one_time_keys: new.one_time_keys,
+        fallback_keys: new.fallback_keys,
+    };
+    prepare(app, &mut commit, (user, user_id, &id), keys)?;
     let row = Row {
         device_id: id.clone(),
         device_data: new.device_data,

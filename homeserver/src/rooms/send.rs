@@ -71,7 +71,7 @@ pub async fn send(
         // A user may still answer an invite or take back a knock; that is membership, not sending.
         return Err(ApiError::forbidden("you are not joined to this room"));
     }
-    if let Some(present) = same_state(&turn, &outgoing.draft)? {
+    if let Some(present) = same_state(&turn, &caller.user_id, &outgoing.draft)? {
         return Ok(present);
     }
     if let Some(target) = &outgoing.draft.redacts {
@@ -98,15 +98,15 @@ fn not_in_room(error: ApiError) -> ApiError {
     error
 }
 
-/// The event that holds the state that a draft asks for, if it has the same content.
-fn same_state(turn: &Turn, draft: &Draft) -> ApiResult<Option<OwnedEventId>> {
+/// The event that holds the state that a draft asks for, if `sender` sent it with the same content.
+fn same_state(turn: &Turn, sender: &UserId, draft: &Draft) -> ApiResult<Option<OwnedEventId>> {
     let Some(state_key) = &draft.state_key else {
         return Ok(None);
     };
     let Some(present) = turn.state_event(&draft.kind, state_key)? else {
         return Ok(None);
     };
-    let same = same_json(present.content(), &draft.content);
+    let same = present.sender() == sender && same_json(present.content(), &draft.content);
     Ok(same.then(|| present.event_id().to_owned()))
 }
 

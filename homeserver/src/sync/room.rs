@@ -258,9 +258,16 @@ fn load_lazily(
 ) {
     let senders: BTreeSet<&UserId> = events.iter().map(|seen| seen.event.pdu.sender()).collect();
     let viewer = &*sight.viewer.user_id;
+    // A client that takes the state from here alone must also learn what the timeline changed.
+    let moved: BTreeSet<&str> = events
+        .iter()
+        .filter(|seen| *seen.event.pdu.kind() == ruma::events::TimelineEventType::RoomMember)
+        .filter_map(|seen| seen.event.pdu.state_key())
+        .collect();
     state.retain(|(kind, key), _| {
         kind != "m.room.member"
-            || (whole && key == viewer)
+            || key == viewer
+            || moved.contains(key.as_str())
             || senders.iter().any(|sender| sender.as_str() == key)
     });
     for sender in senders {

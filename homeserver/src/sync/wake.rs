@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use store::{
@@ -17,6 +18,12 @@ use store::{
 use tokio::sync::Notify;
 
 use crate::server::App;
+
+/// How much later than everybody else the sender of an event is woken.
+///
+/// Clients take an event that `/sync` tells before `/send` has answered for somebody else's, and show
+/// theirs as not sent; this lets the answer go out first.
+const SENDER_LAG: Duration = Duration::from_millis(10);
 
 /// How many entries the waker takes at a time.
 const BATCH_ENTRIES_MAX: usize = 512;
@@ -74,18 +81,19 @@ impl Wakeups {
         }
     }
 
-    /// Wakes the joined members of a room.
-    pub fn wake_room(&self, view: &RoomView) {
+    /// Wakes the joined members of a room, but for `later`.
+    pub fn wake_room(&self, view: &RoomView, later: Option<UserNum>) {
         let waiting = self.lock();
         let joined = |membership: Option<&Membership>| membership == Some(&Membership::Join);
         if waiting.len() <= view.head.members.len() {
             for (user, (_, notify)) in waiting.iter() {
-                if joined(view.head.members.get(user)) {
+                if Some(*user) != later && joined(view.head.members.get(user)) {
                     notify.notify_waiters();
                 }
             }
         } else {
-            for (user, membership) in &view.head.members {
+            let members = view.head.members.iter();
+            for (user, membership) in members.filter(|(user, _)| Some(**user) != later) {
                 if let (true, Some((_, notify))) = (joined(Some(membership)), waiting.get(user)) {
                     notify.notify_waiters();
                 }
@@ -148,16 +156,27 @@ async fn wake_from(app: App, mut position: Position) {
                 continue;
             }
         };
-        let mut rooms = BTreeSet::new();
+        let mut rooms = BTreeMap::new();
         let mut users = BTreeSet::new();
+        let mut senders = BTreeSet::new();
         for (at, entry) in &entries {
             position = *at;
             concerned(&app, entry, &mut rooms, &mut users);
         }
-        for room in rooms {
+        for (room, sender) in rooms {
             if let Ok(Some(view)) = app.store.room(room) {
-                app.wakeups.wake_room(&view);
+                app.wakeups.wake_room(&view, sender);
             }
+            senders.extend(sender.filter(|sender| app.wakeups.waits(*sender)));
+        }
+        if !senders.is_empty() {
+            let app = app.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(SENDER_LAG).await;
+                for sender in senders {
+                    app.wakeups.wake(sender);
+                }
+            });
         }
         for user in users {
             app.wakeups.wake(user);
@@ -166,15 +185,19 @@ async fn wake_from(app: App, mut position: Position) {
 }
 
 /// The rooms whose members, and the users whom, an entry concerns.
+///
+/// With a room stands the one sender of all that happened there.
 fn concerned(
     app: &App,
     entry: &LogEntry,
-    rooms: &mut BTreeSet<RoomNum>,
+    rooms: &mut BTreeMap<RoomNum, Option<UserNum>>,
     users: &mut BTreeSet<UserNum>,
 ) {
     match entry {
         LogEntry::Event(event) => {
-            rooms.insert(event.room);
+            let sender = app.store.find_user(event.pdu.sender()).ok().flatten();
+            let of_room = rooms.entry(event.room).or_insert(sender);
+            *of_room = of_room.filter(|other| Some(*other) == sender);
             // Whoever is invited, kicked or banned is not among the joined.
             if *event.pdu.kind() == ruma::events::TimelineEventType::RoomMember {
                 let target = event
@@ -190,7 +213,7 @@ fn concerned(
                 private: false,
                 ..
             } => {
-                rooms.insert(*room);
+                rooms.insert(*room, None);
             }
             Change::Receipt { user, .. }
             | Change::AccountData { user, .. }
