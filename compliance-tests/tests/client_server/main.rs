@@ -11,6 +11,7 @@ mod cross_signing;
 mod delayed;
 mod keys;
 mod media;
+mod peeking;
 mod proofs;
 mod reports;
 mod rooms;

@@ -16,6 +16,7 @@ mod media;
 mod members;
 mod membership;
 mod notices;
+mod peeking;
 mod presence;
 mod profiles;
 mod push_rules;
@@ -55,6 +56,7 @@ pub fn routes(routes: &mut Routes) {
     members::routes(routes);
     membership::routes(routes);
     notices::routes(routes);
+    peeking::routes(routes);
     presence::routes(routes);
     profiles::routes(routes);
     push_rules::routes(routes);
