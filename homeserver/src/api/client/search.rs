@@ -210,7 +210,6 @@ async fn search(app: App, caller: Caller, request: RawRequest) -> ApiResult<Valu
         ..format(&app, &caller)
     };
     let mut results = Vec::new();
-    let mut states: Map<String, Value> = Map::new();
     for hit in &hits {
         let Some(sight) = sights.get(&hit.room) else {
             continue;
@@ -224,16 +223,6 @@ async fn search(app: App, caller: Caller, request: RawRequest) -> ApiResult<Valu
             result.insert("context".to_owned(), context);
         }
         results.push(result);
-        if criteria.include_state && !states.contains_key(sight.view.room_id.as_str()) {
-            let state = sight.state(&app)?;
-            let ids = state.iter().map(|(_, _, event_id)| event_id.clone());
-            let events = state_events(&app, sight, ids, &EventFilter::default())?;
-            let events = events
-                .iter()
-                .map(|seen| client_event(&app, sight, seen, &format));
-            let events = events.collect::<ApiResult<Vec<_>>>()?;
-            states.insert(sight.view.room_id.to_string(), json!(events));
-        }
     }
     let mut found = json!({ "count": count, "highlights": words, "results": results });
     if let Some(found) = found.as_object_mut() {
@@ -247,6 +236,7 @@ async fn search(app: App, caller: Caller, request: RawRequest) -> ApiResult<Valu
         };
         found.extend(behind.map(|start| ("next_batch".to_owned(), start.token().into())));
         if criteria.include_state {
+            let states = states(&app, &sights, &format)?;
             found.insert("state".to_owned(), states.into());
         }
         let mut groups = Map::new();
@@ -259,6 +249,26 @@ async fn search(app: App, caller: Caller, request: RawRequest) -> ApiResult<Valu
         }
     }
     Ok(json!({ "search_categories": { "room_events": found } }))
+}
+
+/// The state of some rooms as their viewer sees it, by room.
+fn states(
+    app: &App,
+    sights: &BTreeMap<RoomNum, Sight>,
+    format: &Format<'_>,
+) -> ApiResult<Map<String, Value>> {
+    let mut states = Map::new();
+    for sight in sights.values() {
+        let state = sight.state(app)?;
+        let ids = state.iter().map(|(_, _, event_id)| event_id.clone());
+        let events = state_events(app, sight, ids, &EventFilter::default())?;
+        let events = events
+            .iter()
+            .map(|seen| client_event(app, sight, seen, format));
+        let events = events.collect::<ApiResult<Vec<_>>>()?;
+        states.insert(sight.view.room_id.to_string(), json!(events));
+    }
+    Ok(states)
 }
 
 /// The rooms that are searched, as the caller sees them: those they are or were in, and, of those that the
