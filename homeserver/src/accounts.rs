@@ -43,6 +43,8 @@ pub struct Accounts {
     sessions: Cache<TokenHash, Arc<Session>>,
     ending: sessions::Ending,
     seen: devices::LastSeen,
+    /// Held while tokens are exchanged or end because newer ones are used.
+    refreshing: tokio::sync::Mutex<()>,
     /// Held while an account is made: names and tokens are given once.
     pub(crate) registering: tokio::sync::Mutex<()>,
     /// Held while a profile is changed: fields are changed one at a time.
@@ -61,6 +63,7 @@ impl Accounts {
             ending: sessions::Ending::default(),
             sessions: Cache::new(SESSIONS_CACHED_MAX),
             seen: devices::LastSeen::default(),
+            refreshing: tokio::sync::Mutex::default(),
             registering: tokio::sync::Mutex::default(),
             profiles_changing: tokio::sync::Mutex::default(),
         }

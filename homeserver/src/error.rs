@@ -82,6 +82,10 @@ constructors! {
     bad_alias => BAD_REQUEST, "M_BAD_ALIAS";
     /// The account was deactivated.
     user_deactivated => FORBIDDEN, "M_USER_DEACTIVATED";
+    /// An e-mail address or phone number that this server does not take.
+    threepid_denied => FORBIDDEN, "M_THREEPID_DENIED";
+    /// An e-mail address or phone number of no account.
+    threepid_not_found => BAD_REQUEST, "M_THREEPID_NOT_FOUND";
     /// Guests may not do this.
     guest_forbidden => FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN";
     /// A password that is too weak.

@@ -32,8 +32,10 @@ use crate::{
         outward::{Outward, Policy},
     },
     presence::Presence,
+    reports::Reports,
     rooms::Rooms,
     seams::Seams,
+    search::Search,
     sync::{Wakeups, sliding::Connections},
     tasks::Tasks,
     upkeep::Upkeep,
@@ -74,6 +76,10 @@ pub struct Parts {
     pub typing: Typing,
     /// Events that wait for their time.
     pub delayed: Delayed,
+    /// How far messages can be searched.
+    pub search: Search,
+    /// What users reported.
+    pub reports: Reports,
     /// Who is online.
     pub presence: Presence,
     /// What changes of accounts have still to do in rooms.
@@ -164,6 +170,8 @@ impl Server {
             moments: Moments::from(seams.clock.now_ms()),
             typing: Typing::default(),
             delayed: Delayed::default(),
+            search: Search::default(),
+            reports: Reports::default(),
             presence: Presence::default(),
             upkeep: Upkeep::default(),
             nonces: Nonces::default(),
@@ -182,6 +190,8 @@ impl Server {
             "overtaken events",
             crate::delayed::cancel_overtaken(app.clone()),
         );
+        app.tasks
+            .spawn("search index", crate::search::index(app.clone()));
         app.tasks.spawn("upkeep", crate::upkeep::run(app.clone()));
         app.tasks
             .spawn("housekeeping", crate::accounts::keep_house(app.clone()));

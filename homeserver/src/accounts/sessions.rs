@@ -228,6 +228,7 @@ impl Accounts {
         lifetimes: Lifetimes,
     ) -> ApiResult<NewSession> {
         let old = hash(refresh_token);
+        let _refreshing = self.refreshing.lock().await;
         let mut row = self
             .store
             .get(REFRESH_TOKENS, REFRESH_TOKENS.key().raw(&old))?
@@ -236,6 +237,8 @@ impl Accounts {
             return Err(ApiError::unknown_token(true));
         }
         let mut commit = Commit::new();
+        // This token is used: what it was given for ends.
+        self.end_superseded(&mut commit, row.user, &row.device, old)?;
         if let Some((access, refresh)) = row.next.take() {
             // The answer to the first exchange was lost: what it gave out was never used.
             self.drop_token(&mut commit, row.user, &row.device, Keyspace::TOKEN, access);
@@ -280,38 +283,40 @@ impl Accounts {
         if !session.supersedes.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        let key = || Packed::key(Keyspace::SUPERSEDES).raw(&session.token);
-        let Some(old) = self.store.get_raw(key())? else {
-            return Ok(());
-        };
+        let _refreshing = self.refreshing.lock().await;
         let mut commit = Commit::new();
-        commit.delete(key());
-        if let Ok(old) = TokenHash::try_from(&*old) {
-            self.drop_token(
-                &mut commit,
-                session.user,
-                &session.device,
-                Keyspace::REFRESH_TOKEN,
-                old,
-            );
-            for token in self.tokens_of(session.user, &session.device, Keyspace::TOKEN)? {
-                let row = self.store.get(TOKENS, TOKENS.key().raw(&token))?;
-                if row.is_some_and(|row| row.refresh == Some(old)) {
-                    self.drop_token(
-                        &mut commit,
-                        session.user,
-                        &session.device,
-                        Keyspace::TOKEN,
-                        token,
-                    );
-                }
-            }
-        }
+        self.end_superseded(&mut commit, session.user, &session.device, session.token)?;
         if let Some(refresh) = session.refresh {
             commit.delete(Packed::key(Keyspace::SUPERSEDES).raw(&refresh));
         }
-        // It becomes durable before whatever the caller does with the new token.
-        drop(self.store.queue(commit).await?);
+        // The caller is answered only when the old tokens work no more.
+        self.store.commit(commit).await?;
+        Ok(())
+    }
+
+    /// Ends the refresh token that `token` supersedes, and the access token given with it.
+    fn end_superseded(
+        &self,
+        commit: &mut Commit,
+        user: UserNum,
+        device: &DeviceId,
+        token: TokenHash,
+    ) -> ApiResult<()> {
+        let key = || Packed::key(Keyspace::SUPERSEDES).raw(&token);
+        let Some(old) = self.store.get_raw(key())? else {
+            return Ok(());
+        };
+        commit.delete(key());
+        let Ok(old) = TokenHash::try_from(&*old) else {
+            return Ok(());
+        };
+        self.drop_token(commit, user, device, Keyspace::REFRESH_TOKEN, old);
+        for token in self.tokens_of(user, device, Keyspace::TOKEN)? {
+            let row = self.store.get(TOKENS, TOKENS.key().raw(&token))?;
+            if row.is_some_and(|row| row.refresh == Some(old)) {
+                self.drop_token(commit, user, device, Keyspace::TOKEN, token);
+            }
+        }
         Ok(())
     }
 

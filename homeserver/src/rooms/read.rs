@@ -187,8 +187,30 @@ impl Sight {
         };
         let membership = Membership::of(&after.membership_at_event);
         let pdu = event.pdu.clone();
+        let event = if membership != Membership::Join && is_erased(app, pdu.sender())? {
+            self.without_content(&event)?
+        } else {
+            event
+        };
         Ok(look(event, &pdu, &self.viewer.user_id, &before, &after)
             .map(|event| Seen { event, membership }))
+    }
+
+    /// What is shown of the event of a user who asked to be forgotten: what a redaction would leave.
+    fn without_content(&self, event: &TimelineEvent) -> ApiResult<Arc<TimelineEvent>> {
+        let pdu = event
+            .pdu
+            .redacted(self.view.rules)
+            .map_err(|error| ApiError::internal(&error))?;
+        Ok(Arc::new(TimelineEvent {
+            room: event.room,
+            order: event.order,
+            pdu: Arc::new(pdu),
+            state_before: event.state_before,
+            state_after: event.state_after,
+            redacted_by: event.redacted_by.clone(),
+            txn: None,
+        }))
     }
 
     fn viewpoint(&self, app: &App, id: StateId, joined_later: bool) -> ApiResult<Viewpoint> {
@@ -214,6 +236,19 @@ impl Sight {
         self.look(app, event.ok_or_else(not_found)?)?
             .ok_or_else(not_found)
     }
+}
+
+/// Whether a user deactivated their account and asked that what they said be forgotten: those who
+/// were not in the room then are not shown it. Spec: client-server API, "Account deactivation".
+fn is_erased(app: &App, sender: &UserId) -> ApiResult<bool> {
+    if !app.is_local(sender) {
+        return Ok(false);
+    }
+    let Some(user) = app.store.find_user(sender)? else {
+        return Ok(false);
+    };
+    let account = app.accounts.user(user)?;
+    Ok(account.is_some_and(|account| account.erased))
 }
 
 #[derive(Deserialize)]

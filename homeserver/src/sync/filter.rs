@@ -95,15 +95,23 @@ pub struct EventFilter {
     /// Only these kinds of relation (MSC3874).
     #[serde(
         rename = "org.matrix.msc3874.rel_types",
+        alias = "rel_types",
         skip_serializing_if = "Option::is_none"
     )]
     pub rel_types: Option<Vec<String>>,
     /// Not these kinds of relation (MSC3874).
     #[serde(
         rename = "org.matrix.msc3874.not_rel_types",
+        alias = "not_rel_types",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub not_rel_types: Vec<String>,
+    /// Only what something relates to in one of these ways. Heeded where a timeline is paged through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub related_by_rel_types: Option<Vec<String>>,
+    /// Only what something of one of these senders relates to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub related_by_senders: Option<Vec<OwnedUserId>>,
     /// Only the members who matter for the events that are told.
     #[serde(skip_serializing_if = "is_default")]
     pub lazy_load_members: bool,
@@ -154,6 +162,22 @@ impl EventFilter {
                 .contains_url
                 .is_none_or(|wanted| has_url(content) == wanted)
             && self.wants_relation(content)
+    }
+
+    /// Whether what relates to an event decides about it.
+    pub fn asks_what_relates(&self) -> bool {
+        self.related_by_rel_types.is_some() || self.related_by_senders.is_some()
+    }
+
+    /// Whether an event is wanted because of one that relates to it, in such a way and of such a sender.
+    pub fn wants_for(&self, rel_type: &str, sender: &UserId) -> bool {
+        self.related_by_rel_types
+            .as_ref()
+            .is_none_or(|types| types.iter().any(|wanted| wanted == rel_type))
+            && self
+                .related_by_senders
+                .as_ref()
+                .is_none_or(|senders| senders.iter().any(|wanted| wanted == sender))
     }
 
     fn wants_relation(&self, content: &RawValue) -> bool {

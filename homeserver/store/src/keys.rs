@@ -123,7 +123,7 @@ keyspaces! {
     UPKEEP = 0x2e;
     /// user → room with the notices of this server's admins.
     NOTICE_ROOM = 0x2f;
-    /// third-party network, user → nothing: reserved names.
+    /// report number → `ReportRow`.
     REPORT = 0x2c;
 
     /// room, user, receipt type and thread → `ReceiptRow`.
@@ -186,6 +186,11 @@ keyspaces! {
     DELAYED_TXN = 0x65;
     /// application service → its position and transaction number.
     APPSERVICE = 0x62;
+
+    /// room, word, order → nothing: which events have a word.
+    WORD = 0x70;
+    /// room, order → the words of the event in `WORD`.
+    EVENT_WORDS = 0x71;
 }
 
 /// Bytes of a key or a value under construction.

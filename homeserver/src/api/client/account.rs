@@ -1,13 +1,11 @@
 //! The caller's own account: who it is, its password, its end.
 //!
-//! Third-party identifiers are not kept: the list is empty, and there is no endpoint to add one.
+//! Third-party identifiers are not kept, as this server sends no e-mail: the list is empty, to prove one
+//! is denied, none leads to an account, and the endpoints to add or remove one are not served.
 //! Spec: client-server API, "Account management", "Current account information", `OpenID`.
 
 use http::Method;
-use ruma::{
-    DeviceId,
-    api::client::{account::whoami, uiaa::AuthData},
-};
+use ruma::{DeviceId, api::client::account::whoami};
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 use store::{Commit, keys::UserNum};
@@ -17,7 +15,7 @@ use crate::{
     account_data,
     accounts::registration,
     error::{ApiError, ApiResult},
-    http::{Caller, Guest, RawRequest, Routes},
+    http::{Caller, Guest, Public, RawRequest, Routes},
     server::App,
 };
 
@@ -39,6 +37,14 @@ pub(super) fn routes(routes: &mut Routes) {
             &format!("{prefix}/account/3pid"),
             third_party_ids,
         );
+        for medium in ["email", "msisdn"] {
+            for purpose in ["account/3pid", "register"] {
+                let path = format!("{prefix}/{purpose}/{medium}/requestToken");
+                routes.raw(Method::POST, &path, deny_third_party_id);
+            }
+            let path = format!("{prefix}/account/password/{medium}/requestToken");
+            routes.raw(Method::POST, &path, find_third_party_id);
+        }
         routes.raw(
             Method::POST,
             &format!("{prefix}/user/{{user_id}}/openid/request_token"),
@@ -70,11 +76,14 @@ struct PasswordChange {
     new_password: Option<String>,
     #[serde(default = "yes")]
     logout_devices: bool,
-    auth: Option<AuthData>,
+    auth: Option<uia::Auth>,
 }
 
 async fn change_password(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
     let body: PasswordChange = request.json()?;
+    if let Some(password) = &body.new_password {
+        registration::check_password(&app, password)?;
+    }
     let purpose = format!("change password {}", caller.user_id);
     uia::authenticate(
         &app,
@@ -87,7 +96,6 @@ async fn change_password(app: App, caller: Caller, request: RawRequest) -> ApiRe
     let password = body
         .new_password
         .ok_or_else(|| ApiError::missing_param("`new_password` is missing"))?;
-    registration::check_password(&app, &password)?;
     let hash = registration::hash_password(&app, password).await;
     let mut commit = Commit::new();
     if body.logout_devices {
@@ -108,7 +116,7 @@ async fn change_password(app: App, caller: Caller, request: RawRequest) -> ApiRe
 struct Deactivation {
     #[serde(default)]
     erase: bool,
-    auth: Option<AuthData>,
+    auth: Option<uia::Auth>,
 }
 
 async fn deactivate(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
@@ -144,6 +152,18 @@ async fn deactivate(app: App, caller: Caller, request: RawRequest) -> ApiResult<
 
 async fn third_party_ids(_: App, _: Guest, _: RawRequest) -> ApiResult<Value> {
     Ok(json!({ "threepids": [] }))
+}
+
+async fn deny_third_party_id(_: App, _: Public, _: RawRequest) -> ApiResult<Value> {
+    Err(ApiError::threepid_denied(
+        "this server keeps no e-mail addresses and no phone numbers",
+    ))
+}
+
+async fn find_third_party_id(_: App, _: Public, _: RawRequest) -> ApiResult<Value> {
+    Err(ApiError::threepid_not_found(
+        "no account has this e-mail address or phone number: ask an admin for a new password",
+    ))
 }
 
 async fn openid_token(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {

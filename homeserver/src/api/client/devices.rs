@@ -4,7 +4,7 @@
 
 use axum::response::Response;
 use http::{Method, StatusCode};
-use ruma::{OwnedDeviceId, api::client::uiaa::AuthData};
+use ruma::OwnedDeviceId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::Commit;
@@ -40,19 +40,13 @@ fn unknown() -> ApiError {
 }
 
 fn shown(id: &OwnedDeviceId, row: &DeviceRow) -> Value {
-    let mut device = json!({ "device_id": id, "last_seen_ts": row.last_seen_ms });
-    if let Some(fields) = device.as_object_mut() {
-        fields.extend(
-            row.display_name
-                .clone()
-                .map(|name| ("display_name".to_owned(), name.into())),
-        );
-        fields.extend(
-            row.last_seen_ip
-                .map(|ip| ("last_seen_ip".to_owned(), ip.to_string().into())),
-        );
-    }
-    device
+    // What is not known is null and not left out: some clients want every key to be there.
+    json!({
+        "device_id": id,
+        "display_name": row.display_name,
+        "last_seen_ip": row.last_seen_ip,
+        "last_seen_ts": (row.last_seen_ms > 0).then_some(row.last_seen_ms),
+    })
 }
 
 async fn list(app: App, Guest(caller): Guest, _: RawRequest) -> ApiResult<Value> {
@@ -108,7 +102,7 @@ async fn put(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<R
 struct Deletion {
     #[serde(default)]
     devices: Option<Vec<OwnedDeviceId>>,
-    auth: Option<AuthData>,
+    auth: Option<uia::Auth>,
 }
 
 async fn delete(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
@@ -130,7 +124,7 @@ async fn remove(
     app: &App,
     caller: &Caller,
     devices: &[OwnedDeviceId],
-    auth: Option<&AuthData>,
+    auth: Option<&uia::Auth>,
 ) -> ApiResult<Value> {
     if caller.service.is_none() {
         let purpose = format!("delete devices {} {devices:?}", caller.user_id);

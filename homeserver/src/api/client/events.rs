@@ -15,14 +15,15 @@ use ruma::{
     serde::Raw,
 };
 use serde_json::{Value, json, value::RawValue};
-use store::kv::Direction as Walk;
+use store::{kv::Direction as Walk, rooms::TimelineEvent};
 
 use super::{delayed, membership};
 use crate::{
     error::{ApiError, ApiResult},
-    http::{Caller, Guest, RawRequest, Routes, limits::Doing},
+    http::{Caller, Guest, RawRequest, Routes, limits::Doing, routes::parse_typed},
     rooms::{
         read::{Format, Seen, Sight, client_event},
+        relations::visit_relations,
         send::{self, Outgoing},
     },
     server::App,
@@ -34,6 +35,9 @@ const PAGE_EVENTS_MAX: usize = 1_000;
 
 /// How many events are looked at for one page.
 const WALK_EVENTS_MAX: usize = 10_000;
+
+/// How many relations of one event are looked at for a filter.
+const RELATED_ROWS_MAX: usize = 1_000;
 
 pub(super) fn routes(routes: &mut Routes) {
     for prefix in ["/_matrix/client/r0", "/_matrix/client/v3"] {
@@ -52,10 +56,10 @@ pub(super) fn routes(routes: &mut Routes) {
             routes.raw(Method::GET, &path.replace("{room}", &room), state_event);
         }
         routes.raw(Method::GET, &format!("{room}/state"), state);
+        routes.raw(Method::GET, &format!("{room}/messages"), messages);
     }
     routes.add(redact);
     routes.add(event);
-    routes.add(messages);
 }
 
 /// The room in a request's path.
@@ -245,16 +249,16 @@ async fn state_event(
     Ok(event.pdu.content().to_owned())
 }
 
-async fn messages(
-    app: App,
-    Guest(caller): Guest,
-    request: get_message_events::v3::Request,
-) -> ApiResult<get_message_events::v3::Response> {
+async fn messages(app: App, Guest(caller): Guest, raw: RawRequest) -> ApiResult<Value> {
+    let request: get_message_events::v3::Request = parse_typed(&raw)?;
     let sight = Sight::of(&app, &request.room_id, caller.user, &caller.user_id)?;
     sight.must_see_something(&app)?;
-    let filter = serde_json::to_value(&request.filter)
-        .and_then(serde_json::from_value::<EventFilter>)
-        .map_err(|error| ApiError::invalid_param(error.to_string()))?;
+    // The type of the request does not know every key of a filter.
+    let filter: EventFilter = match raw.query("filter").filter(|json| !json.is_empty()) {
+        Some(json) => serde_json::from_str(&json)
+            .map_err(|error| ApiError::invalid_param(error.to_string()))?,
+        None => EventFilter::default(),
+    };
     let backwards = request.dir == Direction::Backward;
     let from = request
         .from
@@ -296,36 +300,38 @@ async fn messages(
         reader: (caller.user, caller.device.as_deref()),
         ..format(&app, &caller)
     };
-    let mut response = get_message_events::v3::Response::new();
-    response.start = start.to_string();
-    response.end = page.next.map(|order| {
-        if backwards {
-            Token::before(order)
-        } else {
-            Token::behind(order)
-        }
-        .to_string()
-    });
-    for seen in &page.events {
-        response
-            .chunk
-            .push(Raw::from_json(client_event(&app, &sight, seen, &format)?));
-    }
+    let write = |events: &[Seen]| {
+        let events = events
+            .iter()
+            .map(|seen| client_event(&app, &sight, seen, &format));
+        events.collect::<ApiResult<Vec<Box<RawValue>>>>()
+    };
+    let mut response = json!({ "start": start.to_string(), "chunk": write(&page.events)? });
+    let mut state = Vec::new();
     if filter.lazy_load_members {
         let senders: std::collections::BTreeSet<_> = page
             .events
             .iter()
             .map(|seen| seen.event.pdu.sender().to_owned())
             .collect();
-        let state = &sight.view.head.state;
+        let current = &sight.view.head.state;
         let ids = senders
             .iter()
-            .filter_map(|sender| state.get("m.room.member", sender.as_str()).cloned());
-        for seen in crate::sync::room::state_events(&app, &sight, ids, &EventFilter::default())? {
-            response
-                .state
-                .push(Raw::from_json(client_event(&app, &sight, &seen, &format)?));
+            .filter_map(|sender| current.get("m.room.member", sender.as_str()).cloned());
+        state = crate::sync::room::state_events(&app, &sight, ids, &EventFilter::default())?;
+    }
+    if let Some(response) = response.as_object_mut() {
+        if !state.is_empty() {
+            response.insert("state".to_owned(), json!(write(&state)?));
         }
+        let end = page.next.map(|order| {
+            if backwards {
+                Token::before(order)
+            } else {
+                Token::behind(order)
+            }
+        });
+        response.extend(end.map(|end| ("end".to_owned(), end.to_string().into())));
     }
     Ok(response)
 }
@@ -337,6 +343,28 @@ pub(super) struct Page {
     pub(super) events: Vec<Seen>,
     /// The last event that was looked at, if there may be more behind it.
     pub(super) next: Option<i64>,
+}
+
+/// Whether something that a filter asks for relates to an event; `true` where it asks for nothing.
+fn is_related(
+    app: &App,
+    event: &TimelineEvent,
+    filter: &EventFilter,
+) -> Result<bool, store::StoreError> {
+    let (mut related, mut rows) = (!filter.asks_what_relates(), 0);
+    if related {
+        return Ok(true);
+    }
+    let (room, target) = (event.room, event.pdu.event_id());
+    visit_relations(&app.store, room, target, Walk::Ascending, |order, row| {
+        rows += 1;
+        if filter.wants_for(&row.rel_type, &row.sender) {
+            let relating = app.store.event_at(room, order)?;
+            related = relating.is_some_and(|event| event.redacted_by.is_none());
+        }
+        Ok(!related && rows < RELATED_ROWS_MAX)
+    })?;
+    Ok(related)
 }
 
 /// Walks a timeline for what the viewer may see and wants.
@@ -363,7 +391,9 @@ pub(super) fn page(
             walked += 1;
             next = Some(event.order);
             let pdu = &event.pdu;
-            if filter.wants(&pdu.kind().to_string(), pdu.sender(), pdu.content()) {
+            if filter.wants(&pdu.kind().to_string(), pdu.sender(), pdu.content())
+                && is_related(app, &event, filter)?
+            {
                 match sight.look(app, event) {
                     Ok(seen) => events.extend(seen),
                     Err(error) => {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use http::Method;
-use ruma::{OwnedDeviceId, OwnedUserId, api::client::uiaa::AuthData};
+use ruma::{OwnedDeviceId, OwnedUserId};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -63,7 +63,7 @@ async fn changes(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResu
 struct SigningUpload {
     #[serde(flatten)]
     keys: SigningKeys,
-    auth: Option<AuthData>,
+    auth: Option<uia::Auth>,
 }
 
 async fn upload_signing_keys(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {

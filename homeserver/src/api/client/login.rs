@@ -5,10 +5,7 @@
 use http::StatusCode;
 use ruma::{
     OwnedDeviceId, OwnedUserId,
-    api::client::{
-        session::{get_login_types, login, logout, logout_all, refresh_token},
-        uiaa::AuthData,
-    },
+    api::client::session::{get_login_types, login, logout, logout_all, refresh_token},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -132,6 +129,10 @@ async fn with_password(
     if let Some(user) = user {
         app.limits.user(app, Doing::FailedLogin, user)?;
     }
+    // No secret: the profile is gone, and the name stays taken.
+    if let Some(account) = account.as_ref().filter(|account| account.deactivated) {
+        may_log_in(account)?;
+    }
     let hash = account
         .as_ref()
         .and_then(|account| account.password_hash.clone());
@@ -163,7 +164,7 @@ async fn with_token(app: &App, token: &str) -> ApiResult<(UserNum, OwnedUserId)>
 
 #[derive(Deserialize)]
 struct TokenRequest {
-    auth: Option<AuthData>,
+    auth: Option<uia::Auth>,
 }
 
 /// A token with which another device of the caller's logs in.

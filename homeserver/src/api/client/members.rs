@@ -2,11 +2,13 @@
 //!
 //! Spec: client-server API, "Getting events for a room".
 
+use std::ops::Bound;
+
 use federation::room::visibility::entitled;
 use http::Method;
 use ruma::events::room::member::MembershipState;
 use serde_json::{Map, Value, json, value::RawValue};
-use store::rooms::Membership;
+use store::{kv::Direction, rooms::Membership};
 
 use super::events::{format, room_id};
 use crate::{
@@ -38,6 +40,7 @@ async fn members(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResu
     let mut state = sight.state(&app)?;
     if let Some(at) = request.query("at") {
         let at = Token::parse(&app, &at)?.known();
+        must_see(&app, &sight, at)?;
         let left = sight
             .viewer
             .row
@@ -71,6 +74,26 @@ async fn members(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResu
         }
     }
     Ok(json!({ "chunk": chunk }))
+}
+
+/// That the viewer may see what was last said at an earlier point, and with it who was there.
+fn must_see(app: &App, sight: &Sight, at: u64) -> ApiResult<()> {
+    let orders = (
+        Bound::Unbounded,
+        Bound::Included(i64::try_from(at).unwrap_or(i64::MAX)),
+    );
+    let mut last = None;
+    app.store
+        .walk_timeline(sight.view.room, orders, Direction::Descending, |event| {
+            last = Some(event);
+            Ok(false)
+        })?;
+    match last.map(|event| sight.look(app, event)).transpose()? {
+        Some(None) => Err(ApiError::forbidden(
+            "you may not see the room as it was at that point",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The joined members by ID, with the names and avatars they have in this room.

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 use store::{
     Commit,
     keys::{Keyspace, Packed, RoomNum, Unpack, UserNum},
+    kv::Direction,
     rooms::Membership,
 };
 
@@ -28,6 +29,9 @@ use crate::{
     },
     server::App,
 };
+
+/// How many rooms with notices are looked through for those of admins.
+const NOTICE_ROOMS_MAX: usize = 10_000;
 
 pub(super) fn routes(routes: &mut Routes) {
     let path = "/_synapse/admin/v1/send_server_notice";
@@ -69,6 +73,36 @@ async fn notify(app: App, caller: Caller, request: RawRequest) -> ApiResult<Valu
     };
     let event_id = send(&app, &server, &room_id, outgoing).await?;
     Ok(json!({ "event_id": event_id }))
+}
+
+/// Says something to every admin who has a room with notices.
+///
+/// # Errors
+/// When the store cannot be read or written.
+pub(super) async fn tell_admins(app: &App, text: &str) -> ApiResult<()> {
+    let mut users = Vec::new();
+    app.store.visit(
+        &Packed::key(Keyspace::NOTICE_ROOM),
+        Direction::Ascending,
+        |key, _| {
+            users.extend(Unpack::key(key).user());
+            Ok(users.len() < NOTICE_ROOMS_MAX)
+        },
+    )?;
+    for user in users {
+        let account = app.accounts.user(user)?;
+        if !account.is_some_and(|account| account.admin && !account.deactivated) {
+            continue;
+        }
+        let server = notifier(app).await?;
+        let room_id = room_for(app, &server, user, &app.store.user_id(user)?).await?;
+        let content = json!({ "msgtype": "m.notice", "body": text });
+        let content = serde_json::value::to_raw_value(&content)
+            .map_err(|error| ApiError::internal(&error))?;
+        let draft = Draft::message("m.room.message", content);
+        send(app, &server, &room_id, Outgoing::now(draft)).await?;
+    }
+    Ok(())
 }
 
 /// The user who sends notices, made when the first one is sent.

@@ -10,6 +10,7 @@ use ruma::{
         register::{self, LoginType, RegistrationKind},
     },
 };
+use serde_json::{Map, Value};
 
 use super::{login, uia};
 use crate::{
@@ -40,6 +41,8 @@ async fn register(
     Public(client): Public,
     request: &RawRequest,
 ) -> ApiResult<login::LoginReply> {
+    let (auth, request) = split_auth(request)?;
+    let request = &request;
     let typed: register::v3::Request = parse_typed(request)?;
     app.limits.address(app, Doing::Register, client.0)?;
     if typed.login_type == Some(LoginType::ApplicationService) {
@@ -62,17 +65,13 @@ async fn register(
     if let Some(password) = &typed.password {
         registration::check_password(app, password)?;
     }
+    let mut token = None;
     if !guest {
-        uia::authenticate(app, "register", &flows, None, typed.auth.as_ref()).await?;
-    }
-    let token = match &typed.auth {
-        Some(ruma::api::client::uiaa::AuthData::RegistrationToken(auth)) => {
-            Some(auth.token.clone())
+        let proven = uia::authenticate(app, "register", &flows, None, auth.as_ref()).await?;
+        token = proven.token;
+        if typed.password.is_none() {
+            return Err(ApiError::missing_param("`password` is missing"));
         }
-        _ => None,
-    };
-    if !guest && typed.password.is_none() {
-        return Err(ApiError::missing_param("`password` is missing"));
     }
     let new = NewAccount {
         password: typed.password.filter(|_| !guest),
@@ -94,6 +93,22 @@ async fn register(
         typed.refresh_token,
     )
     .await
+}
+
+/// The `auth` of a request, and the request without it: what it may be is `uia`'s to say.
+fn split_auth(request: &RawRequest) -> ApiResult<(Option<uia::Auth>, RawRequest)> {
+    let mut body: Map<String, Value> = request.json()?;
+    let auth = body.remove("auth").map(serde_json::from_value);
+    let auth = auth
+        .transpose()
+        .map_err(|error| ApiError::bad_json(format!("`auth`: {error}")))?;
+    let body = serde_json::to_vec(&body).map_err(|error| ApiError::internal(&error))?;
+    let rest = RawRequest {
+        parts: request.parts.clone(),
+        path: request.path.clone(),
+        body: body.into(),
+    };
+    Ok((auth, rest))
 }
 
 /// The stages that registration needs now, from this address. The first admin may always register

@@ -11,8 +11,9 @@ use std::{
 use http::StatusCode;
 use ruma::{
     OwnedUserId, UserId,
-    api::client::uiaa::{AuthData, MatrixUserIdentifier, UserIdentifier},
+    api::client::uiaa::{MatrixUserIdentifier, UserIdentifier},
 };
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -26,6 +27,21 @@ use crate::{
 /// How many sessions are remembered; the oldest go first.
 const SESSIONS_MAX: usize = 10_000;
 
+/// What a client sends as `auth`: a stage, a session, both, or, in `{}`, neither.
+///
+/// The session may be left out where one stage is all that is asked for.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Auth {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    session: Option<String>,
+    identifier: Option<UserIdentifier>,
+    /// What stood for `identifier` before version 0.4 of the specification.
+    user: Option<String>,
+    password: Option<String>,
+    token: Option<String>,
+}
+
 /// What a session has proved.
 #[derive(Clone, Debug, Default)]
 struct Session {
@@ -33,6 +49,8 @@ struct Session {
     started_ms: u64,
     /// Who and what it was started for: it proves nothing for anything else.
     purpose: String,
+    /// The registration token that was given.
+    token: Option<String>,
 }
 
 /// The sessions that are open.
@@ -42,24 +60,36 @@ pub struct UiaSessions(Mutex<BTreeMap<String, Session>>);
 /// The stages that a request needs, in flows of which one is enough.
 pub type Flows = Vec<Vec<&'static str>>;
 
-/// A proof that one flow is complete.
-#[derive(Clone, Copy, Debug)]
-pub struct Proven(());
+/// A proof that one flow is complete. Its session is over.
+#[derive(Clone, Debug)]
+pub struct Proven {
+    /// The registration token that was part of it.
+    pub token: Option<String>,
+}
+
+/// A stage that is done.
+#[derive(Clone, Debug)]
+pub struct Done {
+    stage: &'static str,
+    token: Option<String>,
+}
 
 impl UiaSessions {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Session>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn open(&self, app: &App, purpose: &str) -> String {
-        let now_ms = app.clock.now_ms();
-        let lifetime_ms = app.config.sessions.interactive_auth_lifetime_seconds * 1_000;
         let id = app.entropy.text(24);
-        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = self.lock();
         if sessions.len() >= SESSIONS_MAX {
-            sessions.retain(|_, session| session.started_ms + lifetime_ms > now_ms);
+            sessions.retain(|_, session| session.is_alive(app));
             while sessions.len() >= SESSIONS_MAX {
                 sessions.pop_first();
             }
         }
         let session = Session {
-            started_ms: now_ms,
+            started_ms: app.clock.now_ms(),
             purpose: purpose.to_owned(),
             ..Session::default()
         };
@@ -68,75 +98,113 @@ impl UiaSessions {
     }
 
     fn get(&self, app: &App, id: &str, purpose: &str) -> Option<Session> {
-        let now_ms = app.clock.now_ms();
-        let lifetime_ms = app.config.sessions.interactive_auth_lifetime_seconds * 1_000;
-        let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sessions = self.lock();
         let session = sessions.get(id)?;
-        let fits = session.purpose == purpose && session.started_ms + lifetime_ms > now_ms;
-        fits.then(|| session.clone())
+        (session.purpose == purpose && session.is_alive(app)).then(|| session.clone())
     }
 
-    /// Notes that a stage of an open session is done elsewhere, such as on a fallback page.
-    pub fn complete(&self, id: &str, stage: &'static str) -> bool {
-        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(session) = sessions.get_mut(id) else {
+    /// Whether a session is open, whatever it is for.
+    pub fn is_open(&self, app: &App, id: &str) -> bool {
+        self.lock()
+            .get(id)
+            .is_some_and(|session| session.is_alive(app))
+    }
+
+    /// Notes that a stage of an open session is done. `false`: there is no such session.
+    pub fn complete(&self, app: &App, id: &str, done: Done) -> bool {
+        let mut sessions = self.lock();
+        let Some(session) = sessions.get_mut(id).filter(|session| session.is_alive(app)) else {
             return false;
         };
-        if !session.completed.contains(&stage) {
-            session.completed.push(stage);
-        }
+        session.add(done);
         true
+    }
+
+    fn close(&self, id: &str) {
+        self.lock().remove(id);
+    }
+}
+
+impl Session {
+    fn is_alive(&self, app: &App) -> bool {
+        let lifetime_ms = app.config.sessions.interactive_auth_lifetime_seconds * 1_000;
+        self.started_ms + lifetime_ms > app.clock.now_ms()
+    }
+
+    fn add(&mut self, done: Done) {
+        if !self.completed.contains(&done.stage) {
+            self.completed.push(done.stage);
+        }
+        self.token = done.token.or(self.token.take());
     }
 }
 
 /// Checks what a request proves, and answers 401 with what is missing.
 ///
-/// `purpose` names who does what, so that a session is good for that alone.
+/// `purpose` names who does what, so that a session is good for that alone. A session ends when it has
+/// proved something: one proof is good for one request.
 ///
 /// # Errors
-/// 401 with the flows while one is not complete; `M_FORBIDDEN` within it for a stage that failed.
+/// 401 with the flows while one is not complete; within it an errcode for a stage that failed
+/// (`M_FORBIDDEN`, `M_MISSING_PARAM`), that is not served (`M_UNRECOGNIZED`), or for a session that is
+/// not known or not for this (`M_UNKNOWN`).
 pub async fn authenticate(
     app: &App,
     purpose: &str,
     flows: &Flows,
     who: Option<&Caller>,
-    auth: Option<&AuthData>,
+    auth: Option<&Auth>,
 ) -> ApiResult<Proven> {
-    let id = auth.and_then(|auth| auth.session()).map(str::to_owned);
-    let known = id.as_deref().and_then(|id| app.uia.get(app, id, purpose));
-    let id = match (&known, id) {
-        (Some(_), Some(id)) => id,
-        (None, Some(_)) if auth.is_some_and(|auth| auth.auth_type().is_none()) => {
-            return Err(challenge(&app.uia.open(app, purpose), flows, &[], None));
+    let named = auth.and_then(|auth| auth.session.as_deref());
+    let known = named.and_then(|id| app.uia.get(app, id, purpose));
+    let (id, mut session) = match (named, known) {
+        (Some(id), Some(session)) => (id.to_owned(), session),
+        (Some(_), None) => {
+            let id = app.uia.open(app, purpose);
+            let unknown = ApiError::unknown("the session is not known, or was for something else");
+            return Err(challenge(&id, flows, &[], Some(unknown)));
         }
-        _ => app.uia.open(app, purpose),
+        (None, _) => (app.uia.open(app, purpose), Session::default()),
     };
-    let mut completed = known.map(|session| session.completed).unwrap_or_default();
-    let Some(auth) = auth else {
-        return Err(challenge(&id, flows, &completed, None));
-    };
-    if let (AuthData::Password(password), Some(caller)) = (auth, who)
-        && user_of(app, &password.identifier)? != caller.user_id
-    {
-        return Err(ApiError::forbidden("the password must be your own"));
-    }
-    match stage(app, who, auth).await {
-        Ok(Some(done)) => {
-            app.uia.complete(&id, done);
-            if !completed.contains(&done) {
-                completed.push(done);
+    if let Some(auth) = auth.filter(|auth| auth.kind.is_some()) {
+        match stage(app, who, auth).await {
+            Ok(done) => {
+                app.uia.complete(app, &id, done.clone());
+                session.add(done);
             }
+            // Not a failed stage: nobody proves with one user's password that they are another.
+            Err(error) if error.status == StatusCode::FORBIDDEN && is_foreign(app, who, auth) => {
+                return Err(error);
+            }
+            Err(error) => return Err(challenge(&id, flows, &session.completed, Some(error))),
         }
-        Ok(None) => {}
-        Err(error) => return Err(challenge(&id, flows, &completed, Some(error))),
     }
     let complete = flows
         .iter()
-        .any(|flow| flow.iter().all(|stage| completed.contains(stage)));
+        .any(|flow| flow.iter().all(|stage| session.completed.contains(stage)));
     if complete {
-        return Ok(Proven(()));
+        app.uia.close(&id);
+        return Ok(Proven {
+            token: session.token,
+        });
     }
-    Err(challenge(&id, flows, &completed, None))
+    Err(challenge(&id, flows, &session.completed, None))
+}
+
+/// Whether a password is said to be of somebody other than the caller.
+fn is_foreign(app: &App, who: Option<&Caller>, auth: &Auth) -> bool {
+    who.is_some_and(|caller| !matches!(auth.user(app), Ok(user_id) if user_id == caller.user_id))
+}
+
+impl Auth {
+    /// The user who is said to authenticate.
+    fn user(&self, app: &App) -> ApiResult<OwnedUserId> {
+        match (&self.identifier, &self.user) {
+            (Some(identifier), _) => user_of(app, identifier),
+            (None, Some(user)) => named_user(app, user),
+            (None, None) => Err(ApiError::missing_param("`identifier` is missing")),
+        }
+    }
 }
 
 fn challenge(id: &str, flows: &Flows, completed: &[&str], failed: Option<ApiError>) -> ApiError {
@@ -165,26 +233,54 @@ fn challenge(id: &str, flows: &Flows, completed: &[&str], failed: Option<ApiErro
     }
 }
 
-/// Checks one stage: which one is done by `auth`.
-async fn stage(
-    app: &App,
-    who: Option<&Caller>,
-    auth: &AuthData,
-) -> ApiResult<Option<&'static str>> {
-    match auth {
-        AuthData::Dummy(_) => Ok(Some("m.login.dummy")),
-        AuthData::Password(password) => {
+/// Checks the one stage that `auth` is about.
+async fn stage(app: &App, who: Option<&Caller>, auth: &Auth) -> ApiResult<Done> {
+    match auth.kind.as_deref() {
+        Some("m.login.dummy") => Ok(dummy()),
+        Some("m.login.password") => {
             let caller =
                 who.ok_or_else(|| ApiError::forbidden("a password proves nothing here"))?;
-            check_password(app, caller, password.password.clone()).await?;
-            Ok(Some("m.login.password"))
+            if auth.user(app)? != caller.user_id {
+                return Err(ApiError::forbidden("the password must be your own"));
+            }
+            let password = auth.password.clone();
+            let password =
+                password.ok_or_else(|| ApiError::missing_param("`password` is missing"))?;
+            check_password(app, caller, password).await?;
+            Ok(Done {
+                stage: "m.login.password",
+                token: None,
+            })
         }
-        AuthData::RegistrationToken(token) => {
-            crate::accounts::registration::check_token(app, &token.token)?;
-            Ok(Some("m.login.registration_token"))
+        Some("m.login.registration_token") => {
+            let token = auth.token.as_deref();
+            registration_token(
+                app,
+                token.ok_or_else(|| ApiError::missing_param("`token` is missing"))?,
+            )
         }
-        _ => Ok(None),
+        _ => Err(ApiError::unrecognized("this stage is not served here")),
     }
+}
+
+/// The stage `m.login.dummy`, which is done by asking for it.
+pub fn dummy() -> Done {
+    Done {
+        stage: "m.login.dummy",
+        token: None,
+    }
+}
+
+/// The stage `m.login.registration_token`, if the token is valid.
+///
+/// # Errors
+/// `M_FORBIDDEN` when it is not.
+pub fn registration_token(app: &App, token: &str) -> ApiResult<Done> {
+    crate::accounts::registration::check_token(app, token)?;
+    Ok(Done {
+        stage: "m.login.registration_token",
+        token: Some(token.to_owned()),
+    })
 }
 
 /// The user whom an identifier means.
