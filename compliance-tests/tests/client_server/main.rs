@@ -12,4 +12,6 @@ mod keys;
 mod media;
 mod rooms;
 mod rooms_read;
+mod push;
 mod sliding;
+mod unread;

@@ -17,6 +17,7 @@ mod notices;
 mod presence;
 mod profiles;
 mod push_rules;
+mod pushers;
 pub mod reading;
 mod register;
 mod relations;
@@ -52,6 +53,7 @@ pub fn routes(routes: &mut Routes) {
     presence::routes(routes);
     profiles::routes(routes);
     push_rules::routes(routes);
+    pushers::routes(routes);
     reading::routes(routes);
     register::routes(routes);
     relations::routes(routes);

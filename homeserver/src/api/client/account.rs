@@ -18,6 +18,7 @@ use crate::{
     accounts::registration,
     error::{ApiError, ApiResult},
     http::{Caller, Guest, RawRequest, Routes},
+    push::pushers,
     server::App,
 };
 
@@ -128,6 +129,7 @@ async fn deactivate(app: App, caller: Caller, request: RawRequest) -> ApiResult<
     for (device, _) in app.accounts.devices(caller.user)? {
         remove_device(&app, &mut commit, caller.user, &device)?;
     }
+    pushers::end_user(&app.store, &mut commit, caller.user)?;
     app.accounts
         .put_profile(&mut commit, caller.user, &Map::new());
     let _begun = app.upkeep.begin(&app, &mut commit, caller.user, true).await;
@@ -177,6 +179,7 @@ pub(super) fn remove_device(
     app.accounts.end_session(commit, user, device)?;
     app.accounts.delete_device(commit, user, device);
     crate::keys::delete(&app.store, commit, user, device)?;
+    pushers::end_device(&app.store, commit, user, device)?;
     // MSC3890: what a device wants to be notified of goes with it.
     let settings = format!("org.matrix.msc3890.local_notification_settings.{device}");
     if account_data::get(&app.store, user, None, &settings)?.is_some() {

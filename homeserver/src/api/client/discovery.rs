@@ -26,13 +26,14 @@ const VERSIONS: [&str; 27] = [
 ];
 
 /// What is served beyond them, or by the names it had before.
-const UNSTABLE: [&str; 19] = [
+const UNSTABLE: [&str; 20] = [
     "com.beeper.msc4169",
     "org.matrix.msc2285.stable",
     "org.matrix.msc3030",
     "org.matrix.msc3440.stable",
     "org.matrix.msc3771",
     "org.matrix.msc3773",
+    "org.matrix.msc3881",
     "org.matrix.msc3916.stable",
     "org.matrix.msc3952_intentional_mentions",
     "org.matrix.msc3981",

@@ -1,0 +1,1 @@
+//! Pushers, and what gateways are told.
