@@ -114,8 +114,14 @@ impl Reader {
             while let Some((key, task)) = self.outbox.next(now) {
                 sending.push(perform(app.clone(), key, task));
             }
+            let mut done = false;
             while let Some(Some((key, outcome))) = sending.next().now_or_never() {
                 self.done(&key, outcome);
+                done = true;
+            }
+            if done {
+                // Who was told may have more to be told.
+                continue;
             }
             if now >= self.write_at {
                 self.write(now).await;

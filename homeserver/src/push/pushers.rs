@@ -11,7 +11,8 @@ use std::{
 
 use ruma::{DeviceId, OwnedDeviceId};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 use store::{
     Commit, Store, StoreError,
     keys::{Keyspace, Packed, Position, Table, Unpack, UserNum},
@@ -84,11 +85,8 @@ impl PusherKey {
     }
 
     fn row(&self) -> Packed {
-        PUSHERS
-            .key()
-            .user(self.user)
-            .text(&self.app_id)
-            .text(&self.pushkey)
+        let device = device_hash(&self.app_id, &self.pushkey);
+        PUSHERS.key().user(self.user).raw(&device)
     }
 
     fn index(&self) -> Packed {
@@ -97,7 +95,12 @@ impl PusherKey {
 }
 
 fn index(app_id: &str, pushkey: &str) -> Packed {
-    Packed::key(Keyspace::PUSHER_KEY).text(app_id).text(pushkey)
+    Packed::key(Keyspace::PUSHER_KEY).raw(&device_hash(app_id, pushkey))
+}
+
+/// App ID and push key as they stand in keys: together they may be longer than a key.
+fn device_hash(app_id: &str, pushkey: &str) -> [u8; 32] {
+    Sha256::digest(json!([app_id, pushkey]).to_string()).into()
 }
 
 /// Who has pushers.

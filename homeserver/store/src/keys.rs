@@ -132,9 +132,9 @@ keyspaces! {
     RECEIPT_CHANGE = 0x31;
     /// user, room → `Found`: unread events, up to a position.
     UNREAD = 0x32;
-    /// user, app ID, push key → `PusherRow`.
+    /// user, hash of app ID and push key → `PusherRow`.
     PUSHER = 0x33;
-    /// app ID, push key, user → nothing: whose pushers an app's push key has.
+    /// hash of app ID and push key, user → nothing: who has a pusher for a device.
     PUSHER_KEY = 0x34;
 
     /// user, device → device keys.
