@@ -18,6 +18,30 @@ use crate::{
     server::App,
 };
 
+/// How many users' changes can be in progress without one waiting for another, at best.
+const TURNS: usize = 64;
+
+/// Held while a piece of account data is read, changed and written: tags, push rules.
+///
+/// A user's changes come one after the other; two users who share a turn wait for each other, too.
+#[derive(Debug)]
+pub struct Turns([tokio::sync::Mutex<()>; TURNS]);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| tokio::sync::Mutex::default()))
+    }
+}
+
+impl Turns {
+    /// Waits for a user's turn. Hold it until the change is committed.
+    pub async fn of(&self, user: UserNum) -> tokio::sync::MutexGuard<'_, ()> {
+        let place = usize::try_from(user.0 % TURNS as u64).unwrap_or(0);
+        let turn = self.0.get(place).expect("a remainder is below its divisor");
+        turn.lock().await
+    }
+}
+
 /// Account data with the position at which it was set.
 #[derive(Debug)]
 pub struct AccountData {
@@ -69,6 +93,22 @@ pub fn get_as<T: serde::de::DeserializeOwned>(
     kind: &str,
 ) -> Result<Option<T>, StoreError> {
     Ok(get(store, user, room, kind)?.and_then(|content| serde_json::from_str(content.get()).ok()))
+}
+
+/// The position at which a piece of account data was last set; 0 if it never was.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn set_at(
+    store: &Store,
+    user: UserNum,
+    room: Option<RoomNum>,
+    kind: &str,
+) -> Result<Position, StoreError> {
+    let value = store.get_raw(key(user, room, kind))?;
+    Ok(value
+        .and_then(|value| Unpack(&value).position())
+        .unwrap_or(0))
 }
 
 fn get_row(

@@ -25,4 +25,5 @@ pub mod server;
 pub mod sync;
 pub mod tasks;
 pub mod to_device;
+pub mod upgrades;
 pub mod upkeep;

@@ -68,6 +68,10 @@ pub struct Parts {
     pub rooms: Rooms,
     /// Held while keys of devices change.
     pub key_turn: crate::keys::KeyTurn,
+    /// Held while account data is read, changed and written.
+    pub account_data_turns: crate::account_data::Turns,
+    /// Push rules, counts, pushers.
+    pub push: crate::push::Push,
     /// Uploaded files, and the way out.
     pub media: Library,
     /// Numbers for what is only in memory.
@@ -166,6 +170,8 @@ impl Server {
             limits: Limits::default(),
             rooms: Rooms::new(store.clone()),
             key_turn: crate::keys::KeyTurn::default(),
+            account_data_turns: crate::account_data::Turns::default(),
+            push: crate::push::Push::default(),
             media,
             moments: Moments::from(seams.clock.now_ms()),
             typing: Typing::default(),
@@ -195,6 +201,13 @@ impl Server {
         app.tasks.spawn("upkeep", crate::upkeep::run(app.clone()));
         app.tasks
             .spawn("housekeeping", crate::accounts::keep_house(app.clone()));
+        app.tasks
+            .spawn("counts", crate::push::unread::write(app.clone()));
+        app.push.pushers.load(&app.store)?;
+        app.tasks
+            .spawn("pushes", crate::push::deliver::run(app.clone()));
+        app.tasks
+            .spawn("room upgrades", crate::upgrades::follow(app.clone()));
         if app.config.presence.enabled {
             app.tasks
                 .spawn("presence", crate::presence::watch(app.clone()));

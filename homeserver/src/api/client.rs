@@ -20,6 +20,7 @@ mod peeking;
 mod presence;
 mod profiles;
 mod push_rules;
+mod pushers;
 pub mod reading;
 mod register;
 mod relations;
@@ -60,6 +61,7 @@ pub fn routes(routes: &mut Routes) {
     presence::routes(routes);
     profiles::routes(routes);
     push_rules::routes(routes);
+    pushers::routes(routes);
     reading::routes(routes);
     register::routes(routes);
     relations::routes(routes);

@@ -4,7 +4,7 @@
 
 use federation::event::{Draft, Pdu};
 use http::StatusCode;
-use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId};
+use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, UserId};
 use serde_json::value::RawValue;
 use store::{
     Commit,

@@ -190,7 +190,7 @@ pub fn update(app: &App, sight: &Sight, ask: &Ask<'_>) -> ApiResult<Update> {
         }
     }
     if ask.state.lazy_load_members || ask.timeline.lazy_load_members {
-        load_lazily(&mut state, &base, &events, sight, whole);
+        load_lazily(&mut state, &base, &events, sight);
     }
     if !ask.state_after {
         // What the timeline itself tells is not told twice.
@@ -254,7 +254,6 @@ fn load_lazily(
     base: &StateMap,
     events: &[Seen],
     sight: &Sight,
-    whole: bool,
 ) {
     let senders: BTreeSet<&UserId> = events.iter().map(|seen| seen.event.pdu.sender()).collect();
     let viewer = &*sight.viewer.user_id;

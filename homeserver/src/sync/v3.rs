@@ -26,6 +26,10 @@ use crate::{
     error::{ApiError, ApiResult},
     http::Caller,
     keys::lists::DeviceLists,
+    push::{
+        rules::{self, PUSH_RULES},
+        unread::{self, Counts},
+    },
     receipts::{self, Receipt},
     rooms::read::{Format, Seen, Sight, client_event, client_event_alone, stripped_state},
     server::App,
@@ -148,6 +152,10 @@ struct JoinedRoom {
     account_data: Events,
     #[serde(skip_serializing_if = "Option::is_none")]
     ephemeral: Option<Events>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unread_notifications: Option<Counts>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    unread_thread_notifications: BTreeMap<ruma::OwnedEventId, Counts>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -348,18 +356,21 @@ impl<'a> Syncing<'a> {
         let mut global = Events::default();
         let mut of_rooms = OfRooms::new();
         let has_rules =
-            |data: &account_data::AccountData| data.room.is_none() && data.kind == "m.push_rules";
+            |data: &account_data::AccountData| data.room.is_none() && data.kind == PUSH_RULES;
         // Who never changed a push rule has none stored, but has the server's.
         if self.since().is_none()
             && !changed.iter().any(has_rules)
-            && filter.account_data.wants_type("m.push_rules")
+            && filter.account_data.wants_type(PUSH_RULES)
         {
-            let rules = crate::push::rules::of_user(store, user, &self.caller.user_id)?;
+            let rules = rules::content(store, user, &self.caller.user_id)?;
             global
                 .events
-                .push(raw(&json!({ "type": "m.push_rules", "content": rules }))?);
+                .push(raw(&json!({ "type": PUSH_RULES, "content": rules }))?);
         }
-        for data in changed {
+        for mut data in changed {
+            if has_rules(&data) {
+                data.content = rules::content(store, user, &self.caller.user_id)?;
+            }
             let wanted = match data.room {
                 None => filter.account_data.wants_type(&data.kind),
                 Some(_) => filter.room.account_data.wants_type(&data.kind),
@@ -461,14 +472,46 @@ impl<'a> Syncing<'a> {
             && update.state.is_empty()
             && !update.limited
             && ephemeral.is_empty()
-            && account_data.is_empty();
+            && account_data.is_empty()
+            // Who reads elsewhere hears of the count, even where receipts are not wanted.
+            && !self.has_read(sight)?;
         if nothing && !fresh && !self.request.full_state {
             return Ok(None);
         }
         let mut joined = self.write(sight, &update)?;
         joined.account_data.events = account_data;
         joined.ephemeral = Some(ephemeral);
+        let viewer = &sight.viewer;
+        let unread = unread::of(
+            self.app,
+            &sight.view,
+            viewer.user,
+            &viewer.user_id,
+            viewer.row.as_ref(),
+            self.until,
+        )?;
+        if self
+            .request
+            .filter
+            .room
+            .timeline
+            .unread_thread_notifications
+        {
+            joined.unread_notifications = Some(unread.main);
+            joined.unread_thread_notifications = unread.threads;
+        } else {
+            joined.unread_notifications = Some(unread.total());
+        }
         Ok(Some(joined))
+    }
+
+    /// Whether the caller has set a receipt in a room.
+    fn has_read(&self, sight: &Sight) -> ApiResult<bool> {
+        let (user, Some(since)) = (self.caller.user, self.since()) else {
+            return Ok(false);
+        };
+        let changed = receipts::changed(&self.app.store, sight.view.room, user, since, self.until)?;
+        Ok(changed.iter().any(|receipt| receipt.user == user))
     }
 
     fn left(
@@ -559,6 +602,8 @@ impl<'a> Syncing<'a> {
             summary,
             account_data: Events::default(),
             ephemeral: None,
+            unread_notifications: None,
+            unread_thread_notifications: BTreeMap::new(),
         })
     }
 

@@ -130,12 +130,12 @@ keyspaces! {
     RECEIPT = 0x30;
     /// room, position → user, receipt type and thread.
     RECEIPT_CHANGE = 0x31;
-    /// user, room → `UnreadRow`.
+    /// user, room → `Found`: unread events, up to a position.
     UNREAD = 0x32;
-    /// user, pusher → `PusherRow`.
+    /// user, hash of app ID and push key → `PusherRow`.
     PUSHER = 0x33;
-    /// user, position → `NotificationRow`.
-    NOTIFICATION = 0x34;
+    /// hash of app ID and push key, user → nothing: who has a pusher for a device.
+    PUSHER_KEY = 0x34;
 
     /// user, device → device keys.
     DEVICE_KEYS = 0x40;

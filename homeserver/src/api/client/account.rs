@@ -16,6 +16,7 @@ use crate::{
     accounts::registration,
     error::{ApiError, ApiResult},
     http::{Caller, Guest, Public, RawRequest, Routes},
+    push::pushers,
     server::App,
 };
 
@@ -136,6 +137,7 @@ async fn deactivate(app: App, caller: Caller, request: RawRequest) -> ApiResult<
     for (device, _) in app.accounts.devices(caller.user)? {
         remove_device(&app, &mut commit, caller.user, &device)?;
     }
+    pushers::end_user(&app.store, &mut commit, caller.user)?;
     app.accounts
         .put_profile(&mut commit, caller.user, &Map::new());
     let _begun = app.upkeep.begin(&app, &mut commit, caller.user, true).await;
@@ -197,6 +199,7 @@ pub(crate) fn remove_device(
     app.accounts.end_session(commit, user, device)?;
     app.accounts.delete_device(commit, user, device);
     crate::keys::delete(app, commit, user, device)?;
+    pushers::end_device(&app.store, commit, user, device)?;
     // MSC3890: what a device wants to be notified of goes with it.
     let settings = format!("org.matrix.msc3890.local_notification_settings.{device}");
     if account_data::get(&app.store, user, None, &settings)?.is_some() {

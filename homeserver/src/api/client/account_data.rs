@@ -11,6 +11,7 @@ use crate::{
     account_data,
     error::{ApiError, ApiResult},
     http::{Caller, Guest, RawRequest, Routes},
+    push::rules::{self, PUSH_RULES},
     server::App,
 };
 
@@ -26,7 +27,7 @@ const TAGS_MAX: usize = 200;
 const TAG: &str = "m.tag";
 
 /// Types that have endpoints of their own. Spec: client-server API, "Server Behaviour".
-const MANAGED_TYPES: [&str; 2] = ["m.fully_read", "m.push_rules"];
+const MANAGED_TYPES: [&str; 2] = ["m.fully_read", PUSH_RULES];
 
 pub(super) fn routes(routes: &mut Routes) {
     for prefix in ["r0", "v3", "unstable/org.matrix.msc3391"] {
@@ -84,10 +85,12 @@ async fn set(
         let message = format!("a type has at most {TYPE_BYTES_MAX} bytes");
         return Err(ApiError::invalid_param(message));
     }
+    let _turn = app.account_data_turns.of(caller.user).await;
     write(app, caller, room, kind, content).await?;
     Ok(json!({}))
 }
 
+/// Writes a piece of account data; the caller's turn is held.
 async fn write(
     app: &App,
     caller: &Caller,
@@ -109,7 +112,12 @@ async fn get_global(
     request: RawRequest,
 ) -> ApiResult<Box<RawValue>> {
     own(&caller, request.arg(0))?;
-    get(&app, &caller, None, request.arg(1))
+    let kind = request.arg(1);
+    if kind == PUSH_RULES {
+        // Who never changed a rule has none stored, but has the server's.
+        return Ok(rules::content(&app.store, caller.user, &caller.user_id)?);
+    }
+    get(&app, &caller, None, kind)
 }
 
 async fn put_global(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
@@ -169,6 +177,7 @@ async fn put_tag(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResu
         return Err(ApiError::invalid_param(message));
     }
     let info: Map<String, Value> = request.json()?;
+    let _turn = app.account_data_turns.of(caller.user).await;
     let mut tags = tags(&app, &caller, room)?;
     tags.insert(tag.to_owned(), info.into());
     if tags.len() > TAGS_MAX {
@@ -184,6 +193,7 @@ async fn put_tag(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResu
 async fn delete_tag(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
     own(&caller, request.arg(0))?;
     let room = room(&app, request.arg(1))?;
+    let _turn = app.account_data_turns.of(caller.user).await;
     let mut tags = tags(&app, &caller, room)?;
     if tags.remove(request.arg(2)).is_some() {
         let content = Map::from_iter([("tags".to_owned(), tags.into())]);

@@ -26,7 +26,7 @@ const VERSIONS: [&str; 27] = [
 ];
 
 /// What is served beyond them, or by the names it had before.
-const UNSTABLE: [&str; 21] = [
+const UNSTABLE: [&str; 22] = [
     "com.beeper.msc4169",
     "org.matrix.msc2285.stable",
     "org.matrix.msc3030",
@@ -35,6 +35,7 @@ const UNSTABLE: [&str; 21] = [
     "org.matrix.msc3773",
     "org.matrix.e2e_cross_signing",
     "org.matrix.msc3814",
+    "org.matrix.msc3881",
     "org.matrix.msc3916.stable",
     "org.matrix.msc3952_intentional_mentions",
     "org.matrix.msc3981",

@@ -47,6 +47,7 @@ fn own(app: &App, caller: &Caller) -> ApiResult<PushRules> {
     Ok(rules::of_user(&app.store, caller.user, &caller.user_id)?)
 }
 
+/// Writes the caller's rules; their turn is held.
 async fn write(app: &App, caller: &Caller, rules: &PushRules) -> ApiResult<Value> {
     let mut commit = Commit::new();
     rules::put(&app.store, &mut commit, caller.user, rules)?;
@@ -120,6 +121,7 @@ async fn put_rule(app: App, caller: Caller, request: RawRequest) -> ApiResult<Va
         }
         _ => return Err(unknown()),
     };
+    let _turn = app.account_data_turns.of(caller.user).await;
     let mut rules = own(&app, &caller)?;
     let (kind, id) = (rule.kind(), rule.rule_id().to_owned());
     if [&before, &after]
@@ -157,6 +159,7 @@ async fn put_rule(app: App, caller: Caller, request: RawRequest) -> ApiResult<Va
 }
 
 async fn delete_rule(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
+    let _turn = app.account_data_turns.of(caller.user).await;
     let mut rules = own(&app, &caller)?;
     let removed = rules.global.remove(kind(&request), request.arg(1));
     removed.map_err(|error| match error {
@@ -189,6 +192,7 @@ struct Actions {
 
 async fn put_actions(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
     let Actions { actions } = request.json()?;
+    let _turn = app.account_data_turns.of(caller.user).await;
     let mut rules = own(&app, &caller)?;
     let set = rules
         .global
@@ -204,6 +208,7 @@ struct Enabled {
 
 async fn put_enabled(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
     let Enabled { enabled } = request.json()?;
+    let _turn = app.account_data_turns.of(caller.user).await;
     let mut rules = own(&app, &caller)?;
     let set = rules
         .global

@@ -49,7 +49,7 @@ pub async fn expire_typing(app: App) {
         tokio::time::sleep(TYPING_CHECK).await;
         for room in app.typing.expire(&app.moments, app.clock.now_ms()) {
             if let Ok(Some(view)) = app.store.room(room) {
-                app.wakeups.wake_room(&view);
+                app.wakeups.wake_room(&view, None);
             }
         }
     }
@@ -82,7 +82,7 @@ async fn typing(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResul
         .typing
         .set(&app.moments, sight.view.room, caller.user, until_ms)
     {
-        app.wakeups.wake_room(&sight.view);
+        app.wakeups.wake_room(&sight.view, None);
     }
     Ok(json!({}))
 }

@@ -110,6 +110,8 @@ pub(super) struct ToldRoom {
     pub(super) whole: bool,
     /// Whether it was told that the room is a direct chat.
     pub(super) is_dm: bool,
+    /// How many unread events it was told of, and how many of them stand out.
+    pub(super) unread: (u64, u64),
     /// Members whose present state event it has.
     pub(super) members: OrdSet<String>,
 }

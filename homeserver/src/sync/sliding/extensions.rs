@@ -23,6 +23,7 @@ use super::{
 use crate::{
     account_data,
     error::{ApiError, ApiResult},
+    push::rules::{self, PUSH_RULES},
     receipts,
     sync::{Token, touched::Touched, v3::receipts_event},
 };
@@ -158,12 +159,15 @@ impl Asked<'_> {
         changed.retain(|data| data.room.is_none());
         let mut global = Vec::new();
         // Who never changed a push rule has none stored, but has the server's.
-        if told.global.is_none() && !changed.iter().any(|data| data.kind == "m.push_rules") {
-            let rules = crate::push::rules::of_user(store, self.user, self.user_id)?;
-            global.push(raw(&json!({ "type": "m.push_rules", "content": rules }))?);
+        if told.global.is_none() && !changed.iter().any(|data| data.kind == PUSH_RULES) {
+            let rules = rules::content(store, self.user, self.user_id)?;
+            global.push(raw(&json!({ "type": PUSH_RULES, "content": rules }))?);
         }
         told.global = Some(until);
-        for data in changed {
+        for mut data in changed {
+            if data.kind == PUSH_RULES {
+                data.content = rules::content(store, self.user, self.user_id)?;
+            }
             global.push(raw(&json!({ "type": data.kind, "content": data.content }))?);
         }
         let rooms = self.rooms_of(wanted, &mut told.account_data, |room, _, since| {

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     error::{ApiError, ApiResult},
+    push::unread,
     rooms::{
         members::MemberContent,
         read::{
@@ -102,6 +103,10 @@ pub(super) struct Room {
     joined_count: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     invited_count: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notification_count: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    highlight_count: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     invite_state: Option<Vec<Box<RawValue>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -181,6 +186,7 @@ impl Look<'_> {
             limit: 0,
             whole: false,
             is_dm,
+            unread: (0, 0),
             members: OrdSet::new(),
         };
         let Some(row) = &sight.viewer.row else {
@@ -269,8 +275,20 @@ impl Look<'_> {
 
         let initial = told.is_none();
         let is_dm_changed = told.map_or(is_dm, |(_, told)| told.is_dm != is_dm);
+        let viewer = &sight.viewer;
+        let unread = unread::of(
+            self.app,
+            &sight.view,
+            viewer.user,
+            &viewer.user_id,
+            row,
+            until,
+        )?;
+        let unread = (unread.total().notify, unread.total().highlight);
+        let unread_changed = told.map_or(initial, |(_, told)| told.unread != unread);
         let now_told = ToldRoom {
             config: config.clone(),
+            unread,
             limit: match told {
                 Some((_, told)) if !limited && !grown => told.limit.max(config.limit),
                 _ => config.limit,
@@ -287,7 +305,8 @@ impl Look<'_> {
             && required.is_empty()
             && changes.is_empty()
             && !limited
-            && !is_dm_changed;
+            && !is_dm_changed
+            && !unread_changed;
         if nothing && !initial {
             return Ok((None, now_told));
         }
@@ -300,6 +319,9 @@ impl Look<'_> {
             initial,
             limited,
             num_live: Some(num_live),
+            // A room that is told of says its counts: clients take their absence for zero.
+            notification_count: Some(unread.0),
+            highlight_count: Some(unread.1),
             event_ids: events
                 .iter()
                 .map(|seen| seen.event.pdu.event_id().to_owned())
