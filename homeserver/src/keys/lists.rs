@@ -208,10 +208,10 @@ fn members_moved(
     }
     for (_, changes) in app.store.state_changes(view.room, since, until)? {
         for change in changes {
-            if !is_member(&change.kind.to_string()) {
+            if !is_member(&change.kind) {
                 continue;
             }
-            let Ok(user_id) = UserId::parse(change.state_key.to_string()) else {
+            let Ok(user_id) = UserId::parse(&*change.state_key) else {
                 continue;
             };
             let Some(other) = app.store.find_user(&user_id)? else {

@@ -60,17 +60,20 @@ impl Usage {
 /// The keys of one upload.
 #[derive(Debug, Default, Deserialize)]
 pub struct SigningKeys {
-    master_key: Option<Key>,
-    self_signing_key: Option<Key>,
-    user_signing_key: Option<Key>,
+    #[serde(rename = "master_key")]
+    master: Option<Key>,
+    #[serde(rename = "self_signing_key")]
+    own: Option<Key>,
+    #[serde(rename = "user_signing_key")]
+    others: Option<Key>,
 }
 
 impl SigningKeys {
     fn each(&self) -> impl Iterator<Item = (Usage, &Key)> {
         [
-            (Usage::Master, &self.master_key),
-            (Usage::SelfSigning, &self.self_signing_key),
-            (Usage::UserSigning, &self.user_signing_key),
+            (Usage::Master, &self.master),
+            (Usage::SelfSigning, &self.own),
+            (Usage::UserSigning, &self.others),
         ]
         .into_iter()
         .filter_map(|(usage, key)| key.as_ref().map(|key| (usage, key)))
@@ -100,7 +103,7 @@ fn public_key(key: &Key) -> Option<(&str, &str)> {
 /// Whether an upload replaces keys, for which a user has to authenticate again.
 ///
 /// The first upload does not, nor does one that says only what is known. Spec: client-server API,
-/// "POST /keys/device_signing/upload".
+/// "`POST /keys/device_signing/upload`".
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -131,7 +134,7 @@ pub async fn upload(
     let _turn = app.key_turn.lock(user).await;
     let store = &app.store;
     let stored = key_of(store, user, Usage::Master)?;
-    let master = keys.master_key.as_ref().or(stored.as_ref());
+    let master = keys.master.as_ref().or(stored.as_ref());
     let master =
         master.ok_or_else(|| ApiError::missing_param("there is no master key: `master_key`"))?;
     for (usage, key) in keys.each() {
@@ -258,10 +261,13 @@ pub fn add_signatures(
 /// Cross-signing keys by user.
 #[derive(Debug, Default, serde::Serialize)]
 pub struct Found {
-    master_keys: BTreeMap<OwnedUserId, Key>,
-    self_signing_keys: BTreeMap<OwnedUserId, Key>,
+    #[serde(rename = "master_keys")]
+    master: BTreeMap<OwnedUserId, Key>,
+    #[serde(rename = "self_signing_keys")]
+    own: BTreeMap<OwnedUserId, Key>,
     /// Only the asking user's own: whom one has verified is one's own affair.
-    user_signing_keys: BTreeMap<OwnedUserId, Key>,
+    #[serde(rename = "user_signing_keys")]
+    others: BTreeMap<OwnedUserId, Key>,
 }
 
 /// The cross-signing keys of local users, as `viewer` sees them.
@@ -282,15 +288,15 @@ pub fn query<'a>(
             if let Some(name) = public_key(&key).map(|(_, public)| public.to_owned()) {
                 add_signatures(app, &mut key, (user, &name), viewer)?;
             }
-            found.master_keys.insert(user_id.clone(), key);
+            found.master.insert(user_id.clone(), key);
         }
         if let Some(key) = key_of(&app.store, user, Usage::SelfSigning)? {
-            found.self_signing_keys.insert(user_id.clone(), key);
+            found.own.insert(user_id.clone(), key);
         }
         if Some(user) == viewer
             && let Some(key) = key_of(&app.store, user, Usage::UserSigning)?
         {
-            found.user_signing_keys.insert(user_id.clone(), key);
+            found.others.insert(user_id.clone(), key);
         }
     }
     Ok(found)
@@ -377,12 +383,13 @@ fn sign_one(
         }
         return by_device(store, user, user_id, object);
     }
-    let device_keys = match owner == user {
-        true => store.get(
+    let device_keys = if owner == user {
+        store.get(
             DEVICE_KEYS,
             of_device(Keyspace::DEVICE_KEYS, user, name.into()),
-        )?,
-        false => None,
+        )?
+    } else {
+        None
     };
     same_content(Some(&device_keys.ok_or_else(unknown)?), object)?;
     by_key(store, user, user_id, Usage::SelfSigning, object)

@@ -286,7 +286,7 @@ impl Reader {
         commit.put_raw(cursor(), Packed::new().u64(held));
         let _changing = self.app.push.pushers.change().await;
         let ahead = told.into_iter().filter(|(_, told)| *told > held);
-        let noted = pushers::note_told(&self.app, &mut commit, ahead).await;
+        let noted = pushers::note_told(&self.app, &mut commit, ahead);
         // Losing it costs pushes that are told twice.
         if noted.is_ok() && self.app.store.commit(commit).await.is_ok() {
             self.written = held;

@@ -279,7 +279,7 @@ pub fn end_user(store: &Store, commit: &mut Commit, user: UserNum) -> Result<(),
 ///
 /// # Errors
 /// When the store cannot be read.
-pub async fn note_told(
+pub fn note_told(
     app: &App,
     commit: &mut Commit,
     told: impl IntoIterator<Item = (PusherKey, Position)>,

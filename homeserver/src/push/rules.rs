@@ -21,7 +21,24 @@ pub const PUSH_RULES: &str = "m.push_rules";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PushRules {
     /// The only scope there is.
+    #[serde(serialize_with = "every_kind")]
     pub global: Ruleset,
+}
+
+/// Writes all five kinds: clients take a kind that is not there for a mistake.
+fn every_kind<S: serde::Serializer>(rules: &Ruleset, to: S) -> Result<S::Ok, S::Error> {
+    whole(rules).serialize(to)
+}
+
+/// Rules as clients expect them: every kind is there, if only as an empty list.
+pub fn whole(rules: &Ruleset) -> serde_json::Value {
+    let mut value = serde_json::to_value(rules).expect("rules have string keys");
+    if let Some(kinds) = value.as_object_mut() {
+        for kind in ["override", "content", "room", "sender", "underride"] {
+            kinds.entry(kind).or_insert_with(|| json!([]));
+        }
+    }
+    value
 }
 
 /// The rules of a user: what is stored, with the defaults of this version of the server.

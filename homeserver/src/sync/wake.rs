@@ -140,13 +140,31 @@ pub fn wake(app: App) -> impl Future<Output = ()> + Send {
 }
 
 async fn wake_from(app: App, mut position: Position) {
+    // Senders who are still to be woken: at most those who wait.
+    let mut late: BTreeMap<UserNum, tokio::time::Instant> = BTreeMap::new();
     loop {
         let grew = app.store.grew().notified();
         tokio::pin!(grew);
         grew.as_mut().enable();
+        let now = tokio::time::Instant::now();
+        late.retain(|sender, due| {
+            let early = *due > now;
+            if !early {
+                app.wakeups.wake(*sender);
+            }
+            early
+        });
         let entries = match app.store.log(position, BATCH_ENTRIES_MAX) {
             Ok(entries) if entries.is_empty() => {
-                grew.await;
+                match late.values().min() {
+                    None => grew.await,
+                    Some(due) => {
+                        tokio::select! {
+                            () = grew => {}
+                            () = tokio::time::sleep_until(*due) => {}
+                        }
+                    }
+                }
                 continue;
             }
             Ok(entries) => entries,
@@ -158,7 +176,6 @@ async fn wake_from(app: App, mut position: Position) {
         };
         let mut rooms = BTreeMap::new();
         let mut users = BTreeSet::new();
-        let mut senders = BTreeSet::new();
         for (at, entry) in &entries {
             position = *at;
             concerned(&app, entry, &mut rooms, &mut users);
@@ -167,16 +184,10 @@ async fn wake_from(app: App, mut position: Position) {
             if let Ok(Some(view)) = app.store.room(room) {
                 app.wakeups.wake_room(&view, sender);
             }
-            senders.extend(sender.filter(|sender| app.wakeups.waits(*sender)));
-        }
-        if !senders.is_empty() {
-            let app = app.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(SENDER_LAG).await;
-                for sender in senders {
-                    app.wakeups.wake(sender);
-                }
-            });
+            if let Some(sender) = sender.filter(|sender| app.wakeups.waits(*sender)) {
+                late.entry(sender)
+                    .or_insert(tokio::time::Instant::now() + SENDER_LAG);
+            }
         }
         for user in users {
             app.wakeups.wake(user);

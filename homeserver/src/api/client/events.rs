@@ -31,6 +31,9 @@ use crate::{
 };
 
 /// How many events a page has at most.
+const PAGE_EVENTS_DEFAULT: usize = 10;
+
+/// How many events a page of `/messages` has at most.
 const PAGE_EVENTS_MAX: usize = 1_000;
 
 /// How many events are looked at for one page.
@@ -250,8 +253,9 @@ async fn state_event(
 }
 
 async fn messages(app: App, Guest(caller): Guest, raw: RawRequest) -> ApiResult<Value> {
-    let request: get_message_events::v3::Request = parse_typed(&raw)?;
-    let sight = Sight::of(&app, &request.room_id, caller.user, &caller.user_id)?;
+    let room_id =
+        RoomId::parse(raw.arg(0)).map_err(|_| ApiError::invalid_param("not a room ID"))?;
+    let sight = Sight::of(&app, &room_id, caller.user, &caller.user_id)?;
     sight.must_see_something(&app)?;
     // The type of the request does not know every key of a filter.
     let filter: EventFilter = match raw.query("filter").filter(|json| !json.is_empty()) {
@@ -259,20 +263,24 @@ async fn messages(app: App, Guest(caller): Guest, raw: RawRequest) -> ApiResult<
             .map_err(|error| ApiError::invalid_param(error.to_string()))?,
         None => EventFilter::default(),
     };
-    let backwards = request.dir == Direction::Backward;
-    let from = request
-        .from
-        .as_deref()
-        .map(|text| Token::parse(&app, text))
-        .transpose()?;
-    let to = request
-        .to
-        .as_deref()
-        .map(|text| Token::parse(&app, text))
-        .transpose()?;
-    let limit = usize::try_from(u64::from(request.limit))
-        .unwrap_or(PAGE_EVENTS_MAX)
-        .min(PAGE_EVENTS_MAX);
+    // The specification wants a direction; clients in use leave it out and mean forwards.
+    let backwards = match raw.query("dir").as_deref() {
+        Some("b") => true,
+        Some("f") | None => false,
+        Some(_) => return Err(ApiError::invalid_param("`dir` is `b` or `f`")),
+    };
+    let token = |name: &str| {
+        let text = raw.query(name).filter(|text| !text.is_empty());
+        text.map(|text| Token::parse(&app, &text)).transpose()
+    };
+    let (from, to) = (token("from")?, token("to")?);
+    let limit = match raw.query("limit") {
+        Some(text) => text
+            .parse::<usize>()
+            .map_err(|_| ApiError::invalid_param("`limit` is a number"))?
+            .min(PAGE_EVENTS_MAX),
+        None => PAGE_EVENTS_DEFAULT,
+    };
     let newest = Token::new(sight.view.position, 0);
     let start = from.unwrap_or(if backwards {
         newest

@@ -64,7 +64,7 @@ async fn get_all(app: App, caller: Caller, _: RawRequest) -> ApiResult<PushRules
 }
 
 async fn get_global(app: App, caller: Caller, _: RawRequest) -> ApiResult<impl Serialize> {
-    Ok(own(&app, &caller)?.global)
+    Ok(rules::whole(&own(&app, &caller)?.global))
 }
 
 async fn get_rule(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
