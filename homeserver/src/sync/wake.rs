@@ -17,7 +17,7 @@ use store::{
 };
 use tokio::sync::Notify;
 
-use crate::server::App;
+use crate::{metrics::Stage, server::App};
 
 /// How much later than everybody else the sender of an event is woken.
 ///
@@ -106,6 +106,12 @@ impl Wakeups {
         self.lock().len()
     }
 
+    /// How many users wait, and in how many requests.
+    pub fn waiting(&self) -> (usize, usize) {
+        let waiting = self.lock();
+        (waiting.len(), waiting.values().map(|(count, _)| count).sum())
+    }
+
     /// Whether a user waits.
     pub fn waits(&self, user: UserNum) -> bool {
         self.lock().contains_key(&user)
@@ -140,7 +146,9 @@ pub fn wake(app: App) -> impl Future<Output = ()> + Send {
 }
 
 async fn wake_from(app: App, mut position: Position) {
+    let reader = app.metrics.reader("wakeups");
     loop {
+        reader.at(position);
         let grew = app.store.grew().notified();
         tokio::pin!(grew);
         grew.as_mut().enable();
@@ -156,6 +164,7 @@ async fn wake_from(app: App, mut position: Position) {
                 continue;
             }
         };
+        let began = app.clock.instant();
         let mut rooms = BTreeMap::new();
         let mut users = BTreeSet::new();
         let mut senders = BTreeSet::new();
@@ -181,6 +190,8 @@ async fn wake_from(app: App, mut position: Position) {
         for user in users {
             app.wakeups.wake(user);
         }
+        app.metrics
+            .stage(Stage::FanOut, app.clock.instant() - began);
     }
 }
 

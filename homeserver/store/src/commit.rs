@@ -228,6 +228,11 @@ impl Committer {
         }
     }
 
+    /// How many commits have a place in the queue.
+    pub(crate) fn queued(&self) -> usize {
+        QUEUE_COMMITS_MAX - self.places.available_permits()
+    }
+
     /// Queues a commit; commits become durable in the order they are queued.
     pub(crate) async fn send(&self, commit: Commit) -> Result<Pending, StoreError> {
         let place = self

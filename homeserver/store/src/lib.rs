@@ -151,6 +151,17 @@ impl Default for CacheSizes {
     }
 }
 
+/// How full a cache is.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheUse {
+    /// Of what.
+    pub name: &'static str,
+    /// How many.
+    pub entries: usize,
+    /// How much memory they take, about; of caches that are bounded by it.
+    pub bytes: Option<u64>,
+}
+
 /// The store. A clone is another handle of the same one.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -519,6 +530,40 @@ impl Store {
             .and_then(|text| OwnedRoomId::try_from(text).ok())
             .map(Some)
             .ok_or_else(|| StoreError::corrupt(Keyspace::ROOM_ID, &key))
+    }
+
+    /// How many commits wait to be written, or are being written.
+    pub fn queued_commits(&self) -> usize {
+        self.committer
+            .as_ref()
+            .map_or(0, |committer| committer.queued())
+    }
+
+    /// How full each cache is.
+    pub fn caches(&self) -> Vec<CacheUse> {
+        let inner = &self.inner;
+        let by_count = |name, entries: usize| CacheUse {
+            name,
+            entries,
+            bytes: None,
+        };
+        let (rooms, rooms_bytes) = inner.rooms.used();
+        vec![
+            CacheUse {
+                name: "rooms",
+                entries: rooms,
+                bytes: Some(rooms_bytes),
+            },
+            CacheUse {
+                name: "events",
+                entries: inner.events.len(),
+                bytes: Some(inner.events.weight()),
+            },
+            by_count("states", inner.states.len()),
+            by_count("user_numbers", inner.names.users.len()),
+            by_count("user_ids", inner.names.user_ids.len()),
+            by_count("room_numbers", inner.names.rooms.len()),
+        ]
     }
 
     /// Queues a small commit ahead of whatever the caller commits next, without waiting.

@@ -21,6 +21,7 @@ use super::{delayed, membership};
 use crate::{
     error::{ApiError, ApiResult},
     http::{Caller, Guest, RawRequest, Routes, limits::Doing, routes::parse_typed},
+    metrics::Stage,
     rooms::{
         read::{Format, Seen, Sight, client_event},
         relations::visit_relations,
@@ -122,6 +123,7 @@ async fn send_message(app: App, Guest(caller): Guest, request: RawRequest) -> Ap
         txn_id: Some(request.arg(2).to_owned()),
         timestamp: timestamp(&caller, &request)?,
     };
+    app.metrics.stage(Stage::Receive, request.age(&app));
     let event_id = send::send(&app, &caller, &room_id, outgoing).await?;
     Ok(json!({ "event_id": event_id }))
 }
@@ -154,6 +156,7 @@ async fn send_state(app: App, Guest(caller): Guest, request: RawRequest) -> ApiR
         txn_id: None,
         timestamp: timestamp(&caller, &request)?,
     };
+    app.metrics.stage(Stage::Receive, request.age(&app));
     let event_id = send::send(&app, &caller, &room_id, outgoing).await?;
     Ok(json!({ "event_id": event_id }))
 }
