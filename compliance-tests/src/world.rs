@@ -20,7 +20,9 @@ use crate::{Client, Reply, client};
 const BEGINNING_MS: u64 = 1_800_000_000_000;
 
 /// The engine of a world whose rows are on disk.
-const ON_DISK: Engine = Engine::Sled { cache_bytes: 8 << 20 };
+const ON_DISK: Engine = Engine::Sled {
+    cache_bytes: 8 << 20,
+};
 
 /// A server that lives in this process and nowhere else.
 #[derive(Debug)]

@@ -8,6 +8,7 @@
 pub mod ask;
 pub mod interest;
 pub mod load;
+mod transaction;
 pub mod transactions;
 
 use std::{collections::BTreeMap, sync::Arc};

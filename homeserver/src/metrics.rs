@@ -249,7 +249,11 @@ impl Page {
             }
         }
         let name = "http_request_seconds";
-        self.kind(name, "histogram", "Time from a request's head to its answer; long-polls wait in it.");
+        self.kind(
+            name,
+            "histogram",
+            "Time from a request's head to its answer; long-polls wait in it.",
+        );
         for route in &asked {
             let labels = [("method", &*route.method), ("route", &*route.path)];
             self.histogram(name, &labels, &route.took);
@@ -258,7 +262,11 @@ impl Page {
 
     fn stages(&mut self, metrics: &Metrics) {
         let name = "send_stage_seconds";
-        self.kind(name, "histogram", "The path of an event that a client sends, by stage.");
+        self.kind(
+            name,
+            "histogram",
+            "The path of an event that a client sends, by stage.",
+        );
         for ((_, stage), histogram) in Stage::ALL.iter().zip(&metrics.stages) {
             self.histogram(name, &[("stage", stage)], histogram);
         }
@@ -268,7 +276,11 @@ impl Page {
         let published = app.store.published();
         self.gauge("log_position", "Last position of the log.", published);
         let name = "log_reader_lag";
-        self.kind(name, "gauge", "Entries of the log that a reader has not dealt with.");
+        self.kind(
+            name,
+            "gauge",
+            "Entries of the log that a reader has not dealt with.",
+        );
         let readers = app.metrics.readers.lock();
         let readers = readers.unwrap_or_else(PoisonError::into_inner).clone();
         for (reader, Reader(position)) in &readers {
@@ -276,9 +288,17 @@ impl Page {
             self.value(name, &[("reader", reader)], lag);
         }
         let queued = app.store.queued_commits();
-        self.gauge("commit_queue_length", "Commits that wait for the committer.", queued);
+        self.gauge(
+            "commit_queue_length",
+            "Commits that wait for the committer.",
+            queued,
+        );
         let name = "appservice_transactions_total";
-        self.kind(name, "counter", "Transactions sent to application services.");
+        self.kind(
+            name,
+            "counter",
+            "Transactions sent to application services.",
+        );
         for (outcome, count) in [
             ("taken", &app.metrics.transactions_taken),
             ("failed", &app.metrics.transactions_failed),
@@ -294,7 +314,11 @@ impl Page {
         let caches = app.store.caches();
         for (name, help, unit) in [
             ("cache_entries", "Entries in the store's caches.", false),
-            ("cache_bytes", "Memory of the store's caches that are bounded by it, about.", true),
+            (
+                "cache_bytes",
+                "Memory of the store's caches that are bounded by it, about.",
+                true,
+            ),
         ] {
             self.kind(name, "gauge", help);
             for cache in &caches {
@@ -318,7 +342,11 @@ impl Page {
 
     fn refused(&mut self, app: &App) {
         let name = "rate_limited_total";
-        self.kind(name, "counter", "Requests refused by a rate limit, by what it is for.");
+        self.kind(
+            name,
+            "counter",
+            "Requests refused by a rate limit, by what it is for.",
+        );
         for (doing, count) in app.limits.refused() {
             self.value(name, &[("doing", doing.name())], count);
         }
@@ -400,7 +428,9 @@ fn size_on_disk(directory: &std::path::Path, depth: u32) -> u64 {
 /// The memory of this process, in bytes, where the system tells.
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1_024)
 }
@@ -418,7 +448,11 @@ mod tests {
         let mut page = Page(String::new());
         page.histogram("x", &[("stage", "turn")], &histogram);
         let line = |text: &str| page.0.lines().any(|line| line == text);
-        assert!(line("guildhall_x_bucket{stage=\"turn\",le=\"0.000025\"} 2"), "{}", page.0);
+        assert!(
+            line("guildhall_x_bucket{stage=\"turn\",le=\"0.000025\"} 2"),
+            "{}",
+            page.0
+        );
         assert!(line("guildhall_x_bucket{stage=\"turn\",le=\"0.00005\"} 3"));
         assert!(line("guildhall_x_bucket{stage=\"turn\",le=\"30\"} 4"));
         assert!(line("guildhall_x_bucket{stage=\"turn\",le=\"+Inf\"} 5"));

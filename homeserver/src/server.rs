@@ -344,7 +344,11 @@ impl App {
 async fn start_appservices(app: &App) -> ApiResult<()> {
     appservices::register_senders(app).await?;
     appservices::transactions::forget_others(app).await?;
-    for service in app.appservices.iter().filter(|service| service.url.is_some()) {
+    for service in app
+        .appservices
+        .iter()
+        .filter(|service| service.url.is_some())
+    {
         let teller = appservices::transactions::begin(app, service.clone()).await?;
         app.tasks.spawn("application service", teller.run());
     }

@@ -36,12 +36,21 @@ async fn metrics_count_requests_and_measure_the_path_of_a_message() {
     );
     let text = String::from_utf8(reply.bytes).unwrap();
     let has = |line: &str| assert!(text.lines().any(|other| other == line), "{line}\n{text}");
-    let route = "method=\"PUT\",route=\"/_matrix/client/v3/rooms/{room_id}/send/{event_type}/{txn_id}\"";
-    has(&format!("guildhall_http_requests_total{{{route},status=\"200\"}} 2"));
-    has(&format!("guildhall_http_requests_total{{{route},status=\"429\"}} 1"));
-    has(&format!("guildhall_http_request_seconds_count{{{route}}} 3"));
+    let route =
+        "method=\"PUT\",route=\"/_matrix/client/v3/rooms/{room_id}/send/{event_type}/{txn_id}\"";
+    has(&format!(
+        "guildhall_http_requests_total{{{route},status=\"200\"}} 2"
+    ));
+    has(&format!(
+        "guildhall_http_requests_total{{{route},status=\"429\"}} 1"
+    ));
+    has(&format!(
+        "guildhall_http_request_seconds_count{{{route}}} 3"
+    ));
     for stage in ["receive", "turn", "decide", "flush"] {
-        has(&format!("guildhall_send_stage_seconds_count{{stage=\"{stage}\"}} 2"));
+        has(&format!(
+            "guildhall_send_stage_seconds_count{{stage=\"{stage}\"}} 2"
+        ));
     }
     has("guildhall_rate_limited_total{doing=\"messages\"} 1");
     let position = world.server().app.store.published();
@@ -57,7 +66,10 @@ async fn metrics_count_requests_and_measure_the_path_of_a_message() {
         "guildhall_commit_queue_length",
         "guildhall_accounts_loaded",
     ] {
-        assert!(text.lines().any(|line| line.starts_with(name)), "{name}\n{text}");
+        assert!(
+            text.lines().any(|line| line.starts_with(name)),
+            "{name}\n{text}"
+        );
     }
     for private in ["alice", &*room] {
         assert!(!text.contains(private), "{private} is in the metrics");

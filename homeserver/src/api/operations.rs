@@ -43,7 +43,11 @@ pub(super) fn routes(routes: &mut Routes) {
 
 async fn metrics(app: &App) -> Response {
     let text = metrics::render(app).await;
-    bytes_reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+    bytes_reply(
+        StatusCode::OK,
+        "text/plain; version=0.0.4; charset=utf-8",
+        text,
+    )
 }
 
 /// The server works if it can still store something.

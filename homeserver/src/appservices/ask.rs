@@ -192,7 +192,7 @@ pub async fn user(app: &App, user_id: &UserId) -> ApiResult<()> {
     for service in app.appservices.iter() {
         if service.url.is_some() && service.is_interested_in_user(user_id) {
             let answer = question(app, service, &["users", user_id.as_str()], &[]).await;
-            if said_yes(answer)? && exists(app, user_id)? {
+            if said_yes(&answer)? && exists(app, user_id)? {
                 return Ok(());
             }
         }
@@ -218,7 +218,7 @@ pub async fn alias(app: &App, alias: &RoomAliasId) -> ApiResult<()> {
     for service in app.appservices.iter() {
         if service.url.is_some() && service.is_interested_in_alias(alias.as_str()) {
             let answer = question(app, service, &["rooms", alias.as_str()], &[]).await;
-            if said_yes(answer)? && aliases::find(&app.store, alias)?.is_some() {
+            if said_yes(&answer)? && aliases::find(&app.store, alias)?.is_some() {
                 return Ok(());
             }
         }
@@ -227,7 +227,7 @@ pub async fn alias(app: &App, alias: &RoomAliasId) -> ApiResult<()> {
 }
 
 /// Whether a service says that it has made what it was asked for. One that is not there says no.
-fn said_yes(answer: Result<Vec<u8>, AskError>) -> ApiResult<bool> {
+fn said_yes(answer: &Result<Vec<u8>, AskError>) -> ApiResult<bool> {
     match answer {
         Ok(_) => Ok(true),
         Err(AskError::TimedOut) => Err(ApiError::timed_out(

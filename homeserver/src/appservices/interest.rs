@@ -101,7 +101,8 @@ impl Interest {
             }
         }
         let present = !joined.is_empty();
-        let told = told || self.is_own(app, pdu.sender()) || self.names(app, room, pdu.room_id())?;
+        let told =
+            told || self.is_own(app, pdu.sender()) || self.names(app, room, pdu.room_id())?;
         Ok(Concern {
             told,
             present,
@@ -109,11 +110,7 @@ impl Interest {
         })
     }
 
-    fn member_change(
-        &self,
-        app: &App,
-        event: &TimelineEvent,
-    ) -> ApiResult<Option<MemberChange>> {
+    fn member_change(&self, app: &App, event: &TimelineEvent) -> ApiResult<Option<MemberChange>> {
         let pdu = &event.pdu;
         if *pdu.kind() != TimelineEventType::RoomMember {
             return Ok(None);

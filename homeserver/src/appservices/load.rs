@@ -65,7 +65,10 @@ pub fn load(config: &Config, server: &ServerName) -> Result<Vec<Registration>, R
             cause,
         })?;
         let registration = parse(&path, &text, server)?;
-        for (key, value) in [("id", &registration.id), ("as_token", &registration.as_token)] {
+        for (key, value) in [
+            ("id", &registration.id),
+            ("as_token", &registration.as_token),
+        ] {
             if let Some(other) = seen.insert((key, value.clone()), path.clone()) {
                 let reason = format!("is the same as in {}", other.display());
                 return Err(refuse(&path, &text, key, reason));
@@ -129,7 +132,10 @@ fn parse(path: &Path, text: &str, server: &ServerName) -> Result<Registration, R
     ] {
         // It goes into a header.
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return refuse(key, "must be a text of printable ASCII characters without spaces");
+            return refuse(
+                key,
+                "must be a text of printable ASCII characters without spaces",
+            );
         }
     }
     let sender = UserId::parse(format!("@{}:{server}", registration.sender_localpart));
@@ -240,13 +246,19 @@ a.key.of.the.bridge: [1, 2]
         let missing = refused(&BRIDGE.replace("as_token: as\n", ""));
         assert!(missing.contains("as_token"), "{missing}");
         let broken = refused(&BRIDGE.replace("hs_token: hs", "hs_token: [hs"));
-        assert!(broken.starts_with("the registration bridge.yaml, line "), "{broken}");
+        assert!(
+            broken.starts_with("the registration bridge.yaml, line "),
+            "{broken}"
+        );
         assert_eq!(
             refused(&BRIDGE.replace("http://127.0.0.1:29318/", "unix:/run/bridge")),
             "the registration bridge.yaml, line 2: `url` must be null or an http or https URL without user \
              name, query and fragment"
         );
-        assert!(refused(&BRIDGE.replace("hs_token: hs", "hs_token: 'h s'")).contains("line 4: `hs_token`"));
+        assert!(
+            refused(&BRIDGE.replace("hs_token: hs", "hs_token: 'h s'"))
+                .contains("line 4: `hs_token`")
+        );
         assert!(
             refused(&BRIDGE.replace("bridgebot", "'@bridgebot:hs1'"))
                 .contains("line 5: `sender_localpart`")
@@ -256,7 +268,8 @@ a.key.of.the.bridge: [1, 2]
     #[test]
     fn two_services_do_not_share_an_id_or_a_token() {
         let directory = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: String| fs::write(directory.path().join(name), text).unwrap();
+        let write =
+            |name: &str, text: String| fs::write(directory.path().join(name), text).unwrap();
         let config = Config {
             registration_directory: Some(directory.path().to_owned()),
             ..Config::default()
@@ -265,11 +278,22 @@ a.key.of.the.bridge: [1, 2]
         write("b.yml", BRIDGE.replace("as_token: as", "as_token: other"));
         write("c.txt", "no registration".to_owned());
         let error = load(&config, server_name!("hs1")).unwrap_err().to_string();
-        assert!(error.contains("b.yml, line 1: `id` is the same as in"), "{error}");
+        assert!(
+            error.contains("b.yml, line 1: `id` is the same as in"),
+            "{error}"
+        );
         write("b.yml", BRIDGE.replace("id: bridge", "id: other"));
         let error = load(&config, server_name!("hs1")).unwrap_err().to_string();
-        assert!(error.contains("b.yml, line 3: `as_token` is the same as in"), "{error}");
-        write("b.yml", BRIDGE.replace("id: bridge", "id: x").replace("as_token: as", "as_token: y"));
+        assert!(
+            error.contains("b.yml, line 3: `as_token` is the same as in"),
+            "{error}"
+        );
+        write(
+            "b.yml",
+            BRIDGE
+                .replace("id: bridge", "id: x")
+                .replace("as_token: as", "as_token: y"),
+        );
         assert_eq!(load(&config, server_name!("hs1")).unwrap().len(), 2);
     }
 }

@@ -6,19 +6,15 @@
 //! A service that is new begins at the end of the log; one that leaves the configuration is forgotten.
 //! Spec: application service API, "Pushing events"; MSC4203 (messages to devices), MSC3202 (keys).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use http::Method;
-use ruma::{OwnedDeviceId, OwnedUserId};
+use ruma::OwnedDeviceId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
 use store::{
     Commit,
-    keys::{Keyspace, Packed, Position, RoomNum, Table, Unpack, UserNum},
+    keys::{Keyspace, Packed, Position, Table, Unpack, UserNum},
     kv::Direction,
     log::{Change, LogEntry},
     rooms::{Membership, TimelineEvent},
@@ -28,6 +24,7 @@ use super::{
     Registration,
     ask::{self, AskError},
     interest::Interest,
+    transaction::{EPHEMERAL_MAX, Transaction},
 };
 use crate::{
     ephemeral::Moment,
@@ -35,17 +32,10 @@ use crate::{
     keys, receipts,
     rooms::read,
     server::App,
-    sync::v3::receipts_event,
     to_device,
 };
 
 const PROGRESS: Table<Progress> = Table::new(Keyspace::APPSERVICE);
-
-/// How many events, and how many messages to devices, one transaction holds.
-const EVENTS_MAX: usize = 100;
-
-/// How many receipts, and how many typing rooms and presences, one transaction holds.
-const EPHEMERAL_MAX: usize = 500;
 
 /// How many entries of the log are read together.
 const LOG_ENTRIES_MAX: usize = 256;
@@ -53,9 +43,6 @@ const LOG_ENTRIES_MAX: usize = 256;
 /// After how many entries of the log that do not concern the service its position is written all the same:
 /// a restart reads no more than this again.
 const UNWRITTEN_ENTRIES_MAX: u64 = 4_096;
-
-/// How many bytes of events and messages fill a transaction; the one that reaches this still goes along.
-const FULL_BYTES: usize = 2 << 20;
 
 /// How much of a body lies in one row, in bytes.
 const PIECE_BYTES: usize = 512 << 10;
@@ -139,8 +126,16 @@ pub async fn begin(app: &App, service: Arc<Registration>) -> ApiResult<Teller> {
         }
     };
     let mut body = Vec::new();
-    for piece in 0..progress.pending.as_ref().map_or(0, |pending| pending.pieces) {
-        body.extend(app.store.get_raw(piece_key(&service, piece))?.unwrap_or_default());
+    for piece in 0..progress
+        .pending
+        .as_ref()
+        .map_or(0, |pending| pending.pieces)
+    {
+        body.extend(
+            app.store
+                .get_raw(piece_key(&service, piece))?
+                .unwrap_or_default(),
+        );
     }
     let body = progress
         .pending
@@ -334,7 +329,8 @@ impl Teller {
             source = cause.source();
         }
         tracing::warn!(
-            service = self.service.id, reason,
+            service = self.service.id,
+            reason,
             "the application service does not take what it is sent; trying again until it does"
         );
     }
@@ -397,9 +393,7 @@ impl Teller {
             LogEntry::Other(Change::DeviceList { user }) if self.service.encryption => {
                 let user_id = app.store.user_id(*user)?;
                 let read = self.progress.position;
-                if self.interest.is_own(&app, &user_id)
-                    || self.interest.meets(&app, *user, read)?
-                {
+                if self.interest.is_own(&app, &user_id) || self.interest.meets(&app, *user, read)? {
                     transaction.left.remove(&user_id);
                     transaction.changed.insert(user_id);
                 }
@@ -487,20 +481,32 @@ impl Teller {
             return Ok(());
         }
         let since = std::mem::replace(&mut self.told, now);
-        for room in app.typing.rooms_changed_since(since).into_iter().take(EPHEMERAL_MAX) {
+        for room in app
+            .typing
+            .rooms_changed_since(since)
+            .into_iter()
+            .take(EPHEMERAL_MAX)
+        {
             let typing = app.typing.changed_since(room, since);
             if let (Some(users), true) = (typing, self.interest.room(&app, room, read)?)
                 && let Some(room_id) = app.store.room_id(room)?
             {
-                let users: Result<Vec<_>, _> =
-                    users.into_iter().map(|user| app.store.user_id(user)).collect();
+                let users: Result<Vec<_>, _> = users
+                    .into_iter()
+                    .map(|user| app.store.user_id(user))
+                    .collect();
                 let content = json!({ "user_ids": users? });
                 let event = json!({ "type": "m.typing", "room_id": room_id, "content": content });
                 transaction.ephemeral.push(event);
             }
         }
         if app.config.presence.enabled {
-            for user in app.presence.changed_since(since).into_iter().take(EPHEMERAL_MAX) {
+            for user in app
+                .presence
+                .changed_since(since)
+                .into_iter()
+                .take(EPHEMERAL_MAX)
+            {
                 let user_id = app.store.user_id(user)?;
                 if self.interest.is_own(&app, &user_id) || self.interest.meets(&app, user, read)? {
                     let event = app.presence.event(user, &user_id, app.clock.now_ms());
@@ -518,115 +524,15 @@ fn backoff(failures: u32) -> Duration {
     BACKOFF_MIN.saturating_mul(doubled).min(BACKOFF_MAX)
 }
 
-/// What a service is told together.
-#[derive(Debug, Default)]
-struct Transaction {
-    events: Vec<Box<RawValue>>,
-    /// Of events and messages, about.
-    bytes: usize,
-    receipts: BTreeMap<RoomNum, Vec<receipts::Receipt>>,
-    receipts_count: usize,
-    to_device: Vec<Map<String, Value>>,
-    delivered: Vec<(UserNum, OwnedDeviceId, Position)>,
-    key_counts: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, keys::Counts>>,
-    changed: BTreeSet<OwnedUserId>,
-    left: BTreeSet<OwnedUserId>,
-    /// Typing and presence.
-    ephemeral: Vec<Value>,
-}
-
-impl Transaction {
-    fn is_full(&self) -> bool {
-        self.events.len() >= EVENTS_MAX
-            || self.to_device.len() >= EVENTS_MAX
-            || self.receipts_count >= EPHEMERAL_MAX
-            || self.bytes >= FULL_BYTES
-    }
-
-    /// Whether it holds more than what is true for a moment.
-    fn lasts(&self) -> bool {
-        !(self.events.is_empty()
-            && self.receipts.is_empty()
-            && self.to_device.is_empty()
-            && self.key_counts.is_empty()
-            && self.changed.is_empty()
-            && self.left.is_empty())
-    }
-
-    /// The body, with the names that bridges read: those of proposals where these were never renamed.
-    fn body(&mut self, app: &App, service: &Registration) -> ApiResult<Box<RawValue>> {
-        let mut body = Map::new();
-        let mut ephemeral = std::mem::take(&mut self.ephemeral);
-        for (room, receipts) in std::mem::take(&mut self.receipts) {
-            let Some(room_id) = app.store.room_id(room)? else {
-                continue;
-            };
-            let event = receipts_event(app, &receipts)?;
-            let mut event: Map<String, Value> =
-                serde_json::from_str(event.get()).unwrap_or_default();
-            event.insert("room_id".to_owned(), room_id.as_str().into());
-            ephemeral.push(event.into());
-        }
-        if !ephemeral.is_empty() {
-            if service.push_ephemeral {
-                body.insert("de.sorunome.msc2409.ephemeral".to_owned(), json!(ephemeral));
-            }
-            if service.receive_ephemeral {
-                body.insert("ephemeral".to_owned(), ephemeral.into());
-            }
-        }
-        if !self.to_device.is_empty() {
-            let messages = json!(self.to_device);
-            body.insert("de.sorunome.msc2409.to_device".to_owned(), messages);
-        }
-        if !self.key_counts.is_empty() {
-            let told = |what: fn(&keys::Counts) -> Value| -> Value {
-                let users = self.key_counts.iter().map(|(user_id, devices)| {
-                    let devices: Map<String, Value> = devices
-                        .iter()
-                        .map(|(device, counts)| (device.to_string(), what(counts)))
-                        .collect();
-                    (user_id.to_string(), devices.into())
-                });
-                users.collect::<Map<String, Value>>().into()
-            };
-            let one_time = told(|counts| json!(counts.one_time));
-            let fallback = told(|counts| json!(counts.unused_fallback));
-            for (key, value) in [
-                // The first name is that of an early draft, which some still read.
-                ("org.matrix.msc3202.device_one_time_key_counts", one_time.clone()),
-                ("org.matrix.msc3202.device_one_time_keys_count", one_time),
-                ("org.matrix.msc3202.device_unused_fallback_key_types", fallback),
-            ] {
-                body.insert(key.to_owned(), value);
-            }
-        }
-        if !(self.changed.is_empty() && self.left.is_empty()) {
-            let lists = json!({ "changed": self.changed, "left": self.left });
-            body.insert("org.matrix.msc3202.device_lists".to_owned(), lists);
-        }
-        #[derive(Serialize)]
-        struct Body<'a> {
-            events: &'a [Box<RawValue>],
-            #[serde(flatten)]
-            rest: Map<String, Value>,
-        }
-        let body = Body {
-            events: &self.events,
-            rest: body,
-        };
-        serde_json::value::to_raw_value(&body)
-            .map_err(|error| ApiError::internal(&error))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn waiting_doubles_from_a_second_to_five_minutes() {
-        let seconds: Vec<u64> = (1..12).map(|failures| backoff(failures).as_secs()).collect();
+        let seconds: Vec<u64> = (1..12)
+            .map(|failures| backoff(failures).as_secs())
+            .collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
         assert_eq!(backoff(u32::MAX), BACKOFF_MAX);
     }

@@ -143,7 +143,10 @@ impl Limits {
     /// How often each kind was refused.
     pub fn refused(&self) -> Vec<(Doing, u64)> {
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.iter().map(|(doing, count)| (*doing, *count)).collect()
+        refused
+            .iter()
+            .map(|(doing, count)| (*doing, *count))
+            .collect()
     }
 }
 

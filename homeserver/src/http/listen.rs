@@ -336,7 +336,10 @@ mod tests {
             ];
             paths.map(|path| u8::from(offers(&listener(serves), path)))
         };
-        assert_eq!(offered(&[Api::Client, Api::Federation]), [1, 0, 1, 1, 1, 1, 1]);
+        assert_eq!(
+            offered(&[Api::Client, Api::Federation]),
+            [1, 0, 1, 1, 1, 1, 1]
+        );
         assert_eq!(offered(&[Api::Client]), [1, 0, 1, 0, 0, 1, 1]);
         assert_eq!(offered(&[Api::Federation]), [1, 0, 0, 1, 1, 1, 0]);
         assert_eq!(offered(&[Api::Metrics]), [1, 1, 0, 0, 0, 0, 0]);

@@ -17,7 +17,10 @@ use store::{
 };
 use tokio::sync::Notify;
 
-use crate::{metrics::Stage, server::App};
+use crate::{
+    metrics::{Reader, Stage},
+    server::App,
+};
 
 /// How much later than everybody else the sender of an event is woken.
 ///
@@ -109,7 +112,10 @@ impl Wakeups {
     /// How many users wait, and in how many requests.
     pub fn waiting(&self) -> (usize, usize) {
         let waiting = self.lock();
-        (waiting.len(), waiting.values().map(|(count, _)| count).sum())
+        (
+            waiting.len(),
+            waiting.values().map(|(count, _)| count).sum(),
+        )
     }
 
     /// Whether a user waits.
@@ -142,11 +148,11 @@ impl Wakeups {
 /// It begins at the end of the log as it is now, not as it will be when the task first runs.
 pub fn wake(app: App) -> impl Future<Output = ()> + Send {
     let position = app.store.published();
-    wake_from(app, position)
+    let reader = app.metrics.reader("wakeups");
+    wake_from(app, reader, position)
 }
 
-async fn wake_from(app: App, mut position: Position) {
-    let reader = app.metrics.reader("wakeups");
+async fn wake_from(app: App, reader: Reader, mut position: Position) {
     loop {
         reader.at(position);
         let grew = app.store.grew().notified();

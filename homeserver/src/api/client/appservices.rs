@@ -20,8 +20,16 @@ pub(super) fn routes(routes: &mut Routes) {
     for prefix in PREFIXES {
         let base = format!("{prefix}/thirdparty");
         routes.raw(Method::GET, &format!("{base}/protocols"), protocols);
-        routes.raw(Method::GET, &format!("{base}/protocol/{{protocol}}"), protocol);
-        routes.raw(Method::GET, &format!("{base}/location/{{protocol}}"), locations);
+        routes.raw(
+            Method::GET,
+            &format!("{base}/protocol/{{protocol}}"),
+            protocol,
+        );
+        routes.raw(
+            Method::GET,
+            &format!("{base}/location/{{protocol}}"),
+            locations,
+        );
         routes.raw(Method::GET, &format!("{base}/user/{{protocol}}"), users);
         routes.raw(Method::GET, &format!("{base}/location"), locations_of);
         routes.raw(Method::GET, &format!("{base}/user"), users_of);
@@ -33,7 +41,11 @@ struct Ping {
     transaction_id: Option<String>,
 }
 
-async fn ping_service(app: App, Service(service): Service, request: RawRequest) -> ApiResult<Value> {
+async fn ping_service(
+    app: App,
+    Service(service): Service,
+    request: RawRequest,
+) -> ApiResult<Value> {
     if service.id != request.arg(0) {
         return Err(ApiError::forbidden(
             "the token is that of another application service",
