@@ -75,3 +75,17 @@ async fn metrics_count_requests_and_measure_the_path_of_a_message() {
         assert!(!text.contains(private), "{private} is in the metrics");
     }
 }
+
+#[tokio::test]
+async fn what_is_too_large_for_the_store_costs_one_request_and_not_the_server() {
+    let world = World::on_disk(|_| {}).await;
+    let alice = world.register("alice").await;
+    let large = "x".repeat(2 << 20);
+    let messages = json!({ "messages": { "@alice:hs1": { "*": { "large": large } } } });
+    let reply = alice.put("/v3/sendToDevice/m.test/1", messages).await;
+    reply.fails(413, "M_TOO_LARGE");
+    let path = "/v3/user/@alice:hs1/account_data/org.example";
+    let reply = alice.put(path, json!({ "large": large })).await;
+    reply.fails(413, "M_TOO_LARGE");
+    alice.put(path, json!({ "small": true })).await.ok();
+}

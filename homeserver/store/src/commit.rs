@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use crate::{
     Inner, StoreError,
     keys::{Keyspace, Packed, Position, Table},
-    kv::Row,
+    kv::{Row, VALUE_BYTES_MAX},
     log::{Change, LogEntry},
     rooms::{NewEvent, WrittenEvent},
 };
@@ -133,6 +133,17 @@ impl Commit {
             PendingEntry::Event(event) => Some(event.head.block.clone()),
             PendingEntry::Change(_) => None,
         }
+    }
+
+    /// That no row is larger than the engine takes: what clients send ends up in rows, and one that is too
+    /// large must cost a request, not the committer.
+    pub(crate) fn check_sizes(&self) -> Result<(), StoreError> {
+        let largest = self.rows.iter().filter_map(|row| row.value.as_ref());
+        let largest = largest.map(|value| value.bytes.len()).max().unwrap_or(0);
+        if largest > VALUE_BYTES_MAX {
+            return Err(StoreError::TooLarge { bytes: largest });
+        }
+        Ok(())
     }
 
     /// Adds everything of `other` behind this commit's own rows and entries.

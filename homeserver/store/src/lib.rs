@@ -58,6 +58,15 @@ pub enum StoreError {
         /// The key in hexadecimal.
         key: String,
     },
+    /// A row is larger than the engine takes; nothing was written.
+    #[error(
+        "a row of {bytes} bytes cannot be stored, the limit is {}",
+        kv::VALUE_BYTES_MAX
+    )]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
     /// The store is shutting down.
     #[error("the store is closed")]
     Closed,
@@ -242,8 +251,9 @@ impl Store {
     /// Queues a commit. Commits become durable and visible in the order they are queued.
     ///
     /// # Errors
-    /// When the store is closed.
+    /// When the store is closed, or a row is larger than [`kv::VALUE_BYTES_MAX`].
     pub async fn queue(&self, commit: Commit) -> Result<Pending, StoreError> {
+        commit.check_sizes()?;
         match &self.committer {
             Some(committer) => committer.send(commit).await,
             None => Ok(Pending::done(commit::write_inline(&self.inner, commit))),
