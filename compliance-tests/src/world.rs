@@ -19,13 +19,18 @@ use crate::{Client, Reply, client};
 /// When every world begins, in milliseconds since the epoch.
 const BEGINNING_MS: u64 = 1_800_000_000_000;
 
+/// The engine of a world whose rows are on disk.
+const ON_DISK: Engine = Engine::Sled {
+    cache_bytes: 8 << 20,
+};
+
 /// A server that lives in this process and nowhere else.
 #[derive(Debug)]
 pub struct World {
     server: Server,
     now_ms: Arc<AtomicU64>,
-    /// Where uploads go.
-    _directory: tempfile::TempDir,
+    /// Where uploads go, and rows if they are on disk.
+    directory: tempfile::TempDir,
 }
 
 impl World {
@@ -39,9 +44,38 @@ impl World {
     /// # Panics
     /// When the server does not start.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self::start(directory, Engine::Memory, change).await
+    }
+
+    /// The same with rows on disk, so that it can be [restarted](Self::restart).
+    ///
+    /// # Panics
+    /// When the server does not start.
+    pub async fn on_disk(change: impl FnOnce(&mut Config)) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self::start(directory, ON_DISK, change).await
+    }
+
+    /// Stops the server and starts it on the same rows.
+    ///
+    /// # Panics
+    /// When the server does not start.
+    pub async fn restart(self, change: impl FnOnce(&mut Config)) -> Self {
+        let Self {
+            server, directory, ..
+        } = self;
+        server.stop().await;
+        Self::start(directory, ON_DISK, change).await
+    }
+
+    async fn start(
+        directory: tempfile::TempDir,
+        engine: Engine,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let now_ms = Arc::new(AtomicU64::new(BEGINNING_MS));
         let mut config = Config::default();
-        let directory = tempfile::tempdir().expect("a temporary directory");
         config.data.directory = directory.path().to_owned();
         config.server.name = "hs1".try_into().expect("a valid server name");
         config.registration.mode = RegistrationMode::Open;
@@ -55,13 +89,13 @@ impl World {
             entropy: Entropy::from_seed([7; 32]),
             inline: true,
         };
-        let server = Server::start(config, seams, Engine::Memory)
+        let server = Server::start(config, seams, engine)
             .await
             .expect("the server starts");
         Self {
             server,
             now_ms,
-            _directory: directory,
+            directory,
         }
     }
 

@@ -89,6 +89,11 @@ impl Accounts {
         Ok(Some(row))
     }
 
+    /// How many accounts, and how many sessions, are in memory.
+    pub fn loaded(&self) -> (usize, usize) {
+        (self.users.len(), self.sessions.len())
+    }
+
     fn users_changed(&self) -> MutexGuard<'_, u64> {
         self.users_changed
             .lock()

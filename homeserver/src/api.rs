@@ -4,6 +4,7 @@
 //! areas at once is written here, so that the areas need not know each other.
 
 pub mod client;
+pub mod operations;
 pub mod server;
 
 use crate::http::Routes;
@@ -11,5 +12,6 @@ use crate::http::Routes;
 /// Adds every route of the server.
 pub fn routes(routes: &mut Routes) {
     client::routes(routes);
+    operations::routes(routes);
     server::routes(routes);
 }

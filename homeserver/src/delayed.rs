@@ -362,7 +362,9 @@ async fn send_one(app: &App, id: &str) -> bool {
 /// Cancels what waits to set a state that another user has set meanwhile, for as long as the server runs.
 pub async fn cancel_overtaken(app: App) {
     let mut position = app.store.published();
+    let reader = app.metrics.reader("overtaken events");
     loop {
+        reader.at(position);
         let grew = app.store.grew().notified();
         tokio::pin!(grew);
         grew.as_mut().enable();

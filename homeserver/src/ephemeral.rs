@@ -10,6 +10,7 @@ use std::{
 };
 
 use store::keys::{RoomNum, UserNum};
+use tokio::sync::Notify;
 
 /// Number of a change that is kept in memory only.
 pub type Moment = u64;
@@ -22,22 +23,36 @@ const TYPISTS_MAX: usize = 100;
 
 /// Counts moments.
 #[derive(Debug)]
-pub struct Moments(std::sync::atomic::AtomicU64);
+pub struct Moments {
+    last: std::sync::atomic::AtomicU64,
+    moved: Notify,
+}
 
 impl Moments {
     /// Moments from `now_ms` on.
     pub fn from(now_ms: u64) -> Self {
-        Self(std::sync::atomic::AtomicU64::new(now_ms << 10))
+        Self {
+            last: std::sync::atomic::AtomicU64::new(now_ms << 10),
+            moved: Notify::new(),
+        }
     }
 
     /// The last moment.
     pub fn last(&self) -> Moment {
-        self.0.load(std::sync::atomic::Ordering::Acquire)
+        self.last.load(std::sync::atomic::Ordering::Acquire)
     }
 
     /// A new moment.
     pub fn tick(&self) -> Moment {
-        self.0.fetch_add(1, std::sync::atomic::Ordering::AcqRel) + 1
+        let moment = self.last.fetch_add(1, std::sync::atomic::Ordering::AcqRel) + 1;
+        self.moved.notify_waiters();
+        moment
+    }
+
+    /// Wakes whoever waits on it at each new moment. What changed may not be there yet for one who looks at
+    /// once: take the lock of what is looked at, as every reader here does.
+    pub fn moved(&self) -> &Notify {
+        &self.moved
     }
 }
 

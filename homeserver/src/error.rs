@@ -194,6 +194,9 @@ impl IntoResponse for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
+        if matches!(error, StoreError::TooLarge { .. }) {
+            return Self::too_large(error.to_string());
+        }
         Self::internal(&error)
     }
 }

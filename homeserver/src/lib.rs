@@ -14,6 +14,7 @@ pub mod error;
 pub mod http;
 pub mod keys;
 pub mod media;
+pub mod metrics;
 pub mod presence;
 pub mod push;
 pub mod receipts;

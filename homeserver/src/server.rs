@@ -15,8 +15,11 @@ use store::{
 
 use crate::{
     accounts::{Accounts, registration},
-    api::client::{shared_secret::Nonces, uia::UiaSessions},
-    appservices::Appservices,
+    api::{
+        client::{shared_secret::Nonces, uia::UiaSessions},
+        operations::Health,
+    },
+    appservices::{self, Appservices, load::RegistrationError},
     config::Config,
     delayed::Delayed,
     ephemeral::{Moments, Typing},
@@ -31,6 +34,7 @@ use crate::{
         library::Library,
         outward::{Outward, Policy},
     },
+    metrics::Metrics,
     presence::Presence,
     reports::Reports,
     rooms::Rooms,
@@ -94,6 +98,10 @@ pub struct Parts {
     pub wakeups: Wakeups,
     /// What each connection of sliding sync was told.
     pub connections: Connections,
+    /// What is counted and measured.
+    pub metrics: Metrics,
+    /// Whether the store could write lately.
+    pub health: Health,
     /// Everything that runs in the background.
     pub tasks: Tasks,
 }
@@ -134,6 +142,12 @@ pub enum StartError {
     /// The directory of uploads cannot be used.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// The registration file of an application service cannot be used.
+    #[error(transparent)]
+    Registration(#[from] RegistrationError),
+    /// The user of an application service cannot be made; the log says why.
+    #[error("the users of the application services cannot be made")]
+    Appservices,
     /// A part of the configuration that is only seen when it is used.
     #[error("{0}")]
     Config(String),
@@ -162,10 +176,12 @@ impl Server {
         let store = Store::open(engine, &config.data.directory, sizes)?;
         let key = server_key(&config.server.name, &store, &seams).await?;
         registration::offer_first_admin(&store, &seams).await?;
+        let registrations = appservices::load::load(&config.appservices, &config.server.name)?;
         let media = library(&config).await?;
+        let to_services = outward(&config, true)?;
         let app = App(Arc::new(Parts {
             accounts: Accounts::new(store.clone()),
-            appservices: Appservices::default(),
+            appservices: Appservices::new(registrations, to_services),
             uia: UiaSessions::default(),
             limits: Limits::default(),
             rooms: Rooms::new(store.clone()),
@@ -183,6 +199,8 @@ impl Server {
             nonces: Nonces::default(),
             wakeups: Wakeups::default(),
             connections: Connections::default(),
+            metrics: Metrics::default(),
+            health: Health::default(),
             tasks: Tasks::default(),
             config,
             seams,
@@ -212,11 +230,15 @@ impl Server {
             app.tasks
                 .spawn("presence", crate::presence::watch(app.clone()));
         }
+        start_appservices(&app)
+            .await
+            .map_err(|_| StartError::Appservices)?;
         let typing = crate::api::client::reading::expire_typing(app.clone());
         app.tasks.spawn("typing", typing);
         let mut routes = Routes::new(app.clone());
         crate::api::routes(&mut routes);
         let list = routes.list();
+        app.metrics.measure(routes.measured());
         let router = crate::http::listen::with_cors(routes.into_router());
         Ok(Self {
             app,
@@ -318,8 +340,32 @@ impl App {
     }
 }
 
+/// Makes the users of the application services, and begins to tell each what happens.
+async fn start_appservices(app: &App) -> ApiResult<()> {
+    appservices::register_senders(app).await?;
+    appservices::transactions::forget_others(app).await?;
+    for service in app
+        .appservices
+        .iter()
+        .filter(|service| service.url.is_some())
+    {
+        let teller = appservices::transactions::begin(app, service.clone()).await?;
+        app.tasks.spawn("application service", teller.run());
+    }
+    Ok(())
+}
+
 /// The directory of uploads, and the client that fetches pages for users.
 async fn library(config: &Config) -> Result<Library, StartError> {
+    let outward = outward(config, config.testing.allow_private_addresses)?;
+    Ok(Library::new(
+        Files::open(config.media_directory()).await?,
+        outward,
+    ))
+}
+
+/// A client for outgoing requests that are not federation.
+fn outward(config: &Config, allow_private: bool) -> Result<Outward, StartError> {
     let testing = &config.testing;
     let extra_ca = match &testing.extra_ca_file {
         Some(file) => CertificateDer::pem_file_iter(file)
@@ -327,17 +373,13 @@ async fn library(config: &Config) -> Result<Library, StartError> {
             .map_err(|error| StartError::Config(format!("testing.extra_ca_file: {error}")))?,
         None => Vec::new(),
     };
-    let outward = Outward::new(&Policy {
+    Outward::new(&Policy {
         user_agent: format!("Guildhall/{}", env!("CARGO_PKG_VERSION")),
-        allow_private: testing.allow_private_addresses,
+        allow_private,
         extra_ca,
         accept_any_certificate: testing.accept_any_certificate,
     })
-    .map_err(|error| StartError::Config(error.to_string()))?;
-    Ok(Library::new(
-        Files::open(config.media_directory()).await?,
-        outward,
-    ))
+    .map_err(|error| StartError::Config(error.to_string()))
 }
 
 /// The key in the store, made on the first start, after checking that the store is this server's.

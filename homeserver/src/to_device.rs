@@ -143,3 +143,8 @@ pub async fn acknowledge(
     }
     Ok(())
 }
+
+/// Deletes one message that was delivered in another way than `/sync`.
+pub fn forget(commit: &mut Commit, user: UserNum, device: &DeviceId, position: Position) {
+    commit.delete(Packed::new().raw(&before(user, device, position)));
+}

@@ -7,10 +7,12 @@
 )]
 
 mod accounts;
+mod appservices;
 mod cross_signing;
 mod delayed;
 mod keys;
 mod media;
+mod operations;
 mod peeking;
 mod proofs;
 mod push;

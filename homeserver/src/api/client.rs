@@ -3,6 +3,7 @@
 pub(crate) mod account;
 mod account_data;
 mod admin;
+mod appservices;
 mod backup;
 mod context;
 mod delayed;
@@ -44,6 +45,7 @@ pub fn routes(routes: &mut Routes) {
     account::routes(routes);
     account_data::routes(routes);
     admin::routes(routes);
+    appservices::routes(routes);
     context::routes(routes);
     delayed::routes(routes);
     devices::routes(routes);

@@ -50,6 +50,9 @@ pub struct Appservices {
     /// A directory in which every `.yaml` and `.yml` file is a registration file. Default: none.
     #[serde(deserialize_with = "optional::<FilePath, _, _>")]
     pub registration_directory: Option<PathBuf>,
+    /// Whether they are sent their `hs_token` also as `?access_token=`, where old ones look for it and logs of
+    /// web servers keep it. Default: no, only in the header.
+    pub legacy_authorization: bool,
 }
 
 /// Exchange with other servers.

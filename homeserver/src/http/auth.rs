@@ -119,11 +119,11 @@ impl Caller {
     /// # Errors
     /// `M_LIMIT_EXCEEDED`.
     pub fn limit(&self, app: &App, doing: Doing) -> ApiResult<()> {
-        if self
-            .service
-            .as_ref()
-            .is_some_and(|service| !service.rate_limited.unwrap_or(true))
-        {
+        let exempt = self.service.as_ref().is_some_and(|service| {
+            !service.rate_limited.unwrap_or(true)
+                || service.sender_localpart == self.user_id.localpart()
+        });
+        if exempt {
             return Ok(());
         }
         app.limits.user(app, doing, self.user)
@@ -192,7 +192,8 @@ impl Auth for LockedCaller {
         if let Some(session) = &caller.session {
             app.accounts.first_use(session).await?;
         }
-        if parts.method != http::Method::GET {
+        // What a bridge does in the name of others does not mean that they are there.
+        if parts.method != http::Method::GET && caller.service.is_none() {
             app.presence.active(caller.user, app.clock.now_ms());
         }
         Ok(Self(caller))
@@ -216,10 +217,13 @@ impl Auth for Service {
 
     async fn authenticate(app: &App, parts: &mut Parts) -> ApiResult<Self> {
         let token = token(app, parts)?.ok_or_else(|| ApiError::missing_token("no access token"))?;
-        app.appservices
-            .by_token(&token)
-            .map(Self)
-            .ok_or_else(|| ApiError::unknown_token(false))
+        if let Some(service) = app.appservices.by_token(&token) {
+            return Ok(Self(service));
+        }
+        app.accounts.session(&token, app.clock.now_ms())?;
+        Err(ApiError::forbidden(
+            "this is for application services, with their own token",
+        ))
     }
 }
 
@@ -289,10 +293,7 @@ fn masquerade(
             .map_err(|_| ApiError::invalid_param("`user_id` is not a user ID"))?,
         None => app.local_user_id(&service.sender_localpart)?,
     };
-    let own = app.is_local(&user_id)
-        && (user_id.localpart() == service.sender_localpart
-            || service.is_interested_in_user(&user_id));
-    if !own {
+    if !app.is_local(&user_id) || !service.acts_as(&user_id) {
         return Err(ApiError::forbidden(
             "the user is not in the application service's namespaces",
         ));

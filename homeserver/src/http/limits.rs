@@ -83,6 +83,7 @@ enum Who {
 #[derive(Debug, Default)]
 pub struct Limits {
     free_at_us: Mutex<BTreeMap<(Doing, Who), u64>>,
+    refused: Mutex<BTreeMap<Doing, u64>>,
 }
 
 impl Limits {
@@ -126,8 +127,26 @@ impl Limits {
             }
         }
         let free_at = entries.entry((doing, who)).or_insert(0);
-        *free_at = next(*free_at, now_us, &rate).map_err(ApiError::limit_exceeded)?;
-        Ok(())
+        match next(*free_at, now_us, &rate) {
+            Ok(next) => {
+                *free_at = next;
+                Ok(())
+            }
+            Err(retry_after_ms) => {
+                let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                *refused.entry(doing).or_default() += 1;
+                Err(ApiError::limit_exceeded(retry_after_ms))
+            }
+        }
+    }
+
+    /// How often each kind was refused.
+    pub fn refused(&self) -> Vec<(Doing, u64)> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused
+            .iter()
+            .map(|(doing, count)| (*doing, *count))
+            .collect()
     }
 }
 

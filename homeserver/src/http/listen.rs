@@ -17,7 +17,7 @@ use axum::{
     middleware::{self, Next},
     response::Response,
 };
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, Uri, header};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -32,7 +32,10 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::auth::Client;
-use crate::{config::Listener, server::App};
+use crate::{
+    config::{Api, Listener},
+    server::App,
+};
 
 /// How long a client may take for a TLS handshake, and for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -228,9 +231,33 @@ impl tower::Service<http::Request<hyper::body::Incoming>> for Named {
 
     fn call(&mut self, request: http::Request<hyper::body::Incoming>) -> Self::Future {
         let mut request = request.map(Body::new);
+        if !offers(&self.config, request.uri().path()) {
+            // Nothing is there, which the router answers as for every path that it does not know.
+            *request.uri_mut() = Uri::from_static("/");
+        }
         let client = self.client(request.headers());
         request.extensions_mut().insert(Client(client));
         self.router.call(request)
+    }
+}
+
+/// Whether a listener offers what is at a path.
+fn offers(listener: &Listener, path: &str) -> bool {
+    let below = |prefix: &str| path.starts_with(prefix);
+    let (client, federation) = (
+        listener.offers(Api::Client),
+        listener.offers(Api::Federation),
+    );
+    if path == "/health" {
+        true
+    } else if path == "/metrics" {
+        listener.offers(Api::Metrics)
+    } else if below("/_matrix/federation/") || below("/_matrix/key/") {
+        federation
+    } else if below("/.well-known/") {
+        client || federation
+    } else {
+        client
     }
 }
 
@@ -285,4 +312,36 @@ fn tls_config(certificate: &Path, key: &Path) -> Result<Arc<rustls::ServerConfig
         .map_err(|error| error.to_string())?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_offers_what_it_serves_and_nothing_else() {
+        let listener = |serves: &[Api]| Listener {
+            serves: serves.to_vec(),
+            ..Listener::plain(SocketAddr::from(([127, 0, 0, 1], 0)))
+        };
+        let offered = |serves: &[Api]| {
+            let paths = [
+                "/health",
+                "/metrics",
+                "/_matrix/client/versions",
+                "/_matrix/federation/v1/version",
+                "/_matrix/key/v2/server",
+                "/.well-known/matrix/server",
+                "/_synapse/admin/v1/register",
+            ];
+            paths.map(|path| u8::from(offers(&listener(serves), path)))
+        };
+        assert_eq!(
+            offered(&[Api::Client, Api::Federation]),
+            [1, 0, 1, 1, 1, 1, 1]
+        );
+        assert_eq!(offered(&[Api::Client]), [1, 0, 1, 0, 0, 1, 1]);
+        assert_eq!(offered(&[Api::Federation]), [1, 0, 0, 1, 1, 1, 0]);
+        assert_eq!(offered(&[Api::Metrics]), [1, 1, 0, 0, 0, 0, 0]);
+    }
 }

@@ -28,6 +28,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{auth::Auth, json_reply};
 use crate::{
     error::{ApiError, ApiResult},
+    metrics::Measured,
     server::App,
 };
 
@@ -48,9 +49,14 @@ pub struct Routes {
     app: App,
     router: Router,
     list: Vec<Route>,
+    measured: Vec<Arc<Measured>>,
     /// Paths by their shape: two spellings of an argument's name are one path.
     shapes: BTreeMap<String, String>,
 }
+
+/// When the head of a request had arrived.
+#[derive(Clone, Copy, Debug)]
+struct Began(tokio::time::Instant);
 
 /// A request without a type of its own: what an endpoint beyond the specification gets.
 #[derive(Debug)]
@@ -64,6 +70,12 @@ pub struct RawRequest {
 }
 
 impl RawRequest {
+    /// How long ago the head of the request had arrived.
+    pub fn age(&self, app: &App) -> Duration {
+        let began = self.parts.extensions.get::<Began>();
+        began.map_or(Duration::ZERO, |Began(began)| app.clock.instant() - *began)
+    }
+
     /// One argument of the path; empty if there is none at `index`.
     pub fn arg(&self, index: usize) -> &str {
         self.path.get(index).map_or("", String::as_str)
@@ -99,6 +111,7 @@ impl Routes {
             app,
             router: Router::new(),
             list: Vec::new(),
+            measured: Vec::new(),
             shapes: BTreeMap::new(),
         }
     }
@@ -177,16 +190,22 @@ impl Routes {
             public: A::PUBLIC,
         });
         let app = self.app.clone();
+        let measured = Arc::new(Measured::new(method.to_string(), path.to_owned()));
+        self.measured.push(measured.clone());
         let called = move |params: RawPathParams, request: Request| {
-            let (app, handler) = (app.clone(), handler.clone());
+            let (app, handler, measured) = (app.clone(), handler.clone(), measured.clone());
             async move {
                 let path = params.iter().map(|(_, value)| value.to_owned()).collect();
                 let (mut parts, body) = request.into_parts();
+                let began = app.clock.instant();
+                parts.extensions.insert(Began(began));
                 let work = async {
                     let auth = A::authenticate(&app, &mut parts).await?;
                     handler(app.clone(), auth, parts, path, body).await
                 };
-                guarded(work).await
+                let response = guarded(work).await;
+                measured.answered(response.status().as_u16(), app.clock.instant() - began);
+                response
             }
         };
         let filter = MethodFilter::try_from(method).expect("routes use the nine standard methods");
@@ -211,6 +230,11 @@ impl Routes {
             .collect();
         let plain = plain.join("/");
         self.shapes.entry(plain.clone()).or_insert(plain).clone()
+    }
+
+    /// Where the requests of each route are counted.
+    pub fn measured(&self) -> Vec<Arc<Measured>> {
+        self.measured.clone()
     }
 
     /// What was added, sorted.

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How many invites a new room may come with.
-const INVITES_MAX: usize = 100;
+pub const INVITES_MAX: usize = 100;
 
 /// How many initial state events a new room may come with.
 const INITIAL_STATE_MAX: usize = 500;

@@ -332,7 +332,8 @@ struct ClientEvent<'a> {
 #[derive(Serialize)]
 struct Unsigned<'a> {
     age: u64,
-    membership: Membership,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    membership: Option<Membership>,
     #[serde(skip_serializing_if = "Option::is_none")]
     transaction_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -345,6 +346,8 @@ struct Unsigned<'a> {
     redacted_because: Option<Box<RawValue>>,
     #[serde(rename = "m.relations", skip_serializing_if = "Option::is_none")]
     relations: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invite_room_state: Option<Vec<Box<RawValue>>>,
 }
 
 /// An event as a client gets it.
@@ -362,7 +365,11 @@ pub fn client_event(
         sight,
         seen,
         format,
-        super::relations::bundle(app, sight, seen, format)?,
+        Beside {
+            membership: Some(seen.membership),
+            relations: super::relations::bundle(app, sight, seen, format)?,
+            invite_room_state: None,
+        },
     )
 }
 
@@ -376,7 +383,66 @@ pub fn client_event_alone(
     seen: &Seen,
     format: &Format<'_>,
 ) -> ApiResult<Box<RawValue>> {
-    write_event(app, sight, seen, format, None)
+    let beside = Beside {
+        membership: Some(seen.membership),
+        ..Beside::default()
+    };
+    write_event(app, sight, seen, format, beside)
+}
+
+/// An event as an application service gets it, which reads whole rooms and not for one user. With the
+/// invite of `invited`, the state that they are told of the room. `None`: the room is gone.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn service_event(
+    app: &App,
+    event: &Arc<TimelineEvent>,
+    invited: Option<&UserId>,
+    now_ms: u64,
+) -> ApiResult<Option<Box<RawValue>>> {
+    let Some(view) = app.store.room(event.room)? else {
+        return Ok(None);
+    };
+    // No user has the number 0.
+    let nobody = UserNum(0);
+    let sight = Sight {
+        view,
+        viewer: Viewer {
+            user: nobody,
+            user_id: event.pdu.sender().to_owned(),
+            row: None,
+        },
+    };
+    let invite_room_state = match invited {
+        Some(invited) => {
+            let state = sight.state_at(&app.store, event.state_after)?;
+            Some(stripped_state(app, &state, invited)?)
+        }
+        None => None,
+    };
+    let seen = Seen {
+        event: entitled(event.clone()),
+        membership: Membership::Leave,
+    };
+    let format = Format {
+        with_room_id: true,
+        reader: (nobody, None),
+        now_ms,
+    };
+    let beside = Beside {
+        invite_room_state,
+        ..Beside::default()
+    };
+    write_event(app, &sight, &seen, &format, beside).map(Some)
+}
+
+/// What is written of an event that is not in it.
+#[derive(Default)]
+struct Beside {
+    membership: Option<Membership>,
+    relations: Option<Box<RawValue>>,
+    invite_room_state: Option<Vec<Box<RawValue>>>,
 }
 
 fn write_event(
@@ -384,7 +450,7 @@ fn write_event(
     sight: &Sight,
     seen: &Seen,
     format: &Format<'_>,
-    relations: Option<Box<RawValue>>,
+    beside: Beside,
 ) -> ApiResult<Box<RawValue>> {
     let event: &TimelineEvent = &seen.event;
     let pdu = &event.pdu;
@@ -404,7 +470,11 @@ fn write_event(
                     event: entitled(because),
                     membership: seen.membership,
                 };
-                Some(client_event_alone(app, sight, &because, format)?)
+                let beside = Beside {
+                    membership: beside.membership,
+                    ..Beside::default()
+                };
+                Some(write_event(app, sight, &because, format, beside)?)
             }
             None => None,
         },
@@ -427,7 +497,7 @@ fn write_event(
         redacts: pdu.redacts(),
         unsigned: Unsigned {
             age: format.now_ms.saturating_sub(timestamp),
-            membership: seen.membership,
+            membership: beside.membership,
             transaction_id: transaction_id.map(|txn| &*txn.txn_id),
             prev_content: replaced
                 .as_ref()
@@ -437,7 +507,8 @@ fn write_event(
                 .as_ref()
                 .map(|event| event.pdu.event_id().to_owned()),
             redacted_because,
-            relations,
+            relations: beside.relations,
+            invite_room_state: beside.invite_room_state,
         },
     };
     serde_json::value::to_raw_value(&json).map_err(|error| ApiError::internal(&error))

@@ -4,7 +4,7 @@
 
 use federation::event::{Draft, Pdu};
 use http::StatusCode;
-use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, UserId};
+use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, RoomId, UserId};
 use serde_json::value::RawValue;
 use store::{
     Commit,
@@ -15,6 +15,7 @@ use super::{Turn, relations::Relation, turn::Append};
 use crate::{
     error::{ApiError, ApiResult},
     http::Caller,
+    metrics::Stage,
     server::App,
 };
 
@@ -53,10 +54,13 @@ pub async fn send(
     room_id: &RoomId,
     outgoing: Outgoing,
 ) -> ApiResult<OwnedEventId> {
+    let asked = app.clock.instant();
     let mut turn = app.rooms.turn(app, room_id).await.map_err(not_in_room)?;
+    let began = app.clock.instant();
+    app.metrics.stage(Stage::Turn, began - asked);
     let txn = outgoing
         .txn_id
-        .zip(caller.device.clone())
+        .zip(transaction_owner(caller))
         .map(|(txn_id, device)| TxnRef {
             user: caller.user,
             device,
@@ -86,8 +90,21 @@ pub async fn send(
     };
     let pdu = turn.append(&mut commit, append).await?;
     check_annotation(app, &turn, &pdu)?;
-    turn.finish(commit).await?.flushed().await?;
+    let pending = turn.finish(commit).await?;
+    let queued = app.clock.instant();
+    app.metrics.stage(Stage::Decide, queued - began);
+    pending.flushed().await?;
+    let flushed = app.clock.instant();
+    app.metrics.stage(Stage::Flush, flushed - queued);
     Ok(pdu.event_id().to_owned())
+}
+
+/// The device that transaction IDs belong to. An application service need not name one; then they are its
+/// own, under a name that no client has.
+fn transaction_owner(caller: &Caller) -> Option<OwnedDeviceId> {
+    let service = caller.service.as_ref();
+    let own = || service.map(|service| format!("application service {}", service.id).into());
+    caller.device.clone().or_else(own)
 }
 
 /// A room that is not known is a room that one is not in.

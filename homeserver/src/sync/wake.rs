@@ -17,7 +17,10 @@ use store::{
 };
 use tokio::sync::Notify;
 
-use crate::server::App;
+use crate::{
+    metrics::{Reader, Stage},
+    server::App,
+};
 
 /// How much later than everybody else the sender of an event is woken.
 ///
@@ -106,6 +109,15 @@ impl Wakeups {
         self.lock().len()
     }
 
+    /// How many users wait, and in how many requests.
+    pub fn waiting(&self) -> (usize, usize) {
+        let waiting = self.lock();
+        (
+            waiting.len(),
+            waiting.values().map(|(count, _)| count).sum(),
+        )
+    }
+
     /// Whether a user waits.
     pub fn waits(&self, user: UserNum) -> bool {
         self.lock().contains_key(&user)
@@ -136,13 +148,15 @@ impl Wakeups {
 /// It begins at the end of the log as it is now, not as it will be when the task first runs.
 pub fn wake(app: App) -> impl Future<Output = ()> + Send {
     let position = app.store.published();
-    wake_from(app, position)
+    let reader = app.metrics.reader("wakeups");
+    wake_from(app, reader, position)
 }
 
-async fn wake_from(app: App, mut position: Position) {
+async fn wake_from(app: App, reader: Reader, mut position: Position) {
     // Senders who are still to be woken: at most those who wait.
     let mut late: BTreeMap<UserNum, tokio::time::Instant> = BTreeMap::new();
     loop {
+        reader.at(position);
         let grew = app.store.grew().notified();
         tokio::pin!(grew);
         grew.as_mut().enable();
@@ -174,6 +188,7 @@ async fn wake_from(app: App, mut position: Position) {
                 continue;
             }
         };
+        let began = app.clock.instant();
         let mut rooms = BTreeMap::new();
         let mut users = BTreeSet::new();
         for (at, entry) in &entries {
@@ -192,6 +207,8 @@ async fn wake_from(app: App, mut position: Position) {
         for user in users {
             app.wakeups.wake(user);
         }
+        app.metrics
+            .stage(Stage::FanOut, app.clock.instant() - began);
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use crate::{
     Inner, StoreError,
     keys::{Keyspace, Packed, Position, Table},
-    kv::Row,
+    kv::{Row, VALUE_BYTES_MAX},
     log::{Change, LogEntry},
     rooms::{NewEvent, WrittenEvent},
 };
@@ -135,6 +135,17 @@ impl Commit {
         }
     }
 
+    /// That no row is larger than the engine takes: what clients send ends up in rows, and one that is too
+    /// large must cost a request, not the committer.
+    pub(crate) fn check_sizes(&self) -> Result<(), StoreError> {
+        let largest = self.rows.iter().filter_map(|row| row.value.as_ref());
+        let largest = largest.map(|value| value.bytes.len()).max().unwrap_or(0);
+        if largest > VALUE_BYTES_MAX {
+            return Err(StoreError::TooLarge { bytes: largest });
+        }
+        Ok(())
+    }
+
     /// Adds everything of `other` behind this commit's own rows and entries.
     pub fn append(&mut self, other: Self) {
         let shift = self.entries.len();
@@ -187,7 +198,9 @@ pub(crate) struct Job {
 /// The sending half of the committer.
 #[derive(Debug)]
 pub(crate) struct Committer {
-    queue: mpsc::UnboundedSender<Job>,
+    /// `None` only while it is dropped.
+    queue: Option<mpsc::UnboundedSender<Job>>,
+    thread: Option<std::thread::JoinHandle<()>>,
     /// Bounds the queue at [`QUEUE_COMMITS_MAX`]; a job gives its place back when it is written.
     places: Arc<Semaphore>,
 }
@@ -218,14 +231,25 @@ impl Committer {
     /// Starts the committer thread. It ends when the last sender is gone.
     pub(crate) fn start(inner: Arc<Inner>) -> Self {
         let (queue, jobs) = mpsc::unbounded_channel();
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("committer".to_owned())
             .spawn(move || run(&inner, jobs))
             .expect("a process that cannot start one thread cannot serve");
         Self {
-            queue,
+            queue: Some(queue),
+            thread: Some(thread),
             places: Arc::new(Semaphore::new(QUEUE_COMMITS_MAX)),
         }
+    }
+
+    fn give(&self, job: Job) -> Result<(), StoreError> {
+        let queue = self.queue.as_ref().ok_or(StoreError::Closed)?;
+        queue.send(job).map_err(|_| StoreError::Closed)
+    }
+
+    /// How many commits have a place in the queue.
+    pub(crate) fn queued(&self) -> usize {
+        QUEUE_COMMITS_MAX - self.places.available_permits()
     }
 
     /// Queues a commit; commits become durable in the order they are queued.
@@ -237,13 +261,11 @@ impl Committer {
             .await
             .map_err(|_| StoreError::Closed)?;
         let (done, pending) = oneshot::channel();
-        self.queue
-            .send(Job {
-                commit,
-                done: Some(done),
-                _place: Some(place),
-            })
-            .map_err(|_| StoreError::Closed)?;
+        self.give(Job {
+            commit,
+            done: Some(done),
+            _place: Some(place),
+        })?;
         Ok(Pending(pending))
     }
 
@@ -251,14 +273,23 @@ impl Committer {
     /// of which each request makes a bounded number.
     pub(crate) fn send_now(&self, commit: Commit) -> Result<Pending, StoreError> {
         let (done, pending) = oneshot::channel();
-        self.queue
-            .send(Job {
-                commit,
-                done: Some(done),
-                _place: None,
-            })
-            .map_err(|_| StoreError::Closed)?;
+        self.give(Job {
+            commit,
+            done: Some(done),
+            _place: None,
+        })?;
         Ok(Pending(pending))
+    }
+}
+
+impl Drop for Committer {
+    /// Waits until what is queued is written and the engine is closed: the directory can be opened again.
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        if let Some(thread) = self.thread.take() {
+            // If it panicked, whoever waited for a commit has learned of it.
+            drop(thread.join());
+        }
     }
 }
 

@@ -184,7 +184,8 @@ keyspaces! {
     DELAYED_STATE = 0x64;
     /// user, hash of device, room and txn ID → delay ID.
     DELAYED_TXN = 0x65;
-    /// application service → its position and transaction number.
+    /// application service → its position and transaction number; with a number: a piece of the
+    /// transaction that it has not taken yet.
     APPSERVICE = 0x62;
 
     /// room, word, order → nothing: which events have a word.

@@ -58,6 +58,15 @@ pub enum StoreError {
         /// The key in hexadecimal.
         key: String,
     },
+    /// A row is larger than the engine takes; nothing was written.
+    #[error(
+        "a row of {bytes} bytes cannot be stored, the limit is {}",
+        kv::VALUE_BYTES_MAX
+    )]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
     /// The store is shutting down.
     #[error("the store is closed")]
     Closed,
@@ -151,6 +160,17 @@ impl Default for CacheSizes {
     }
 }
 
+/// How full a cache is.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheUse {
+    /// Of what.
+    pub name: &'static str,
+    /// How many.
+    pub entries: usize,
+    /// How much memory they take, about; of caches that are bounded by it.
+    pub bytes: Option<u64>,
+}
+
 /// The store. A clone is another handle of the same one.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -231,8 +251,9 @@ impl Store {
     /// Queues a commit. Commits become durable and visible in the order they are queued.
     ///
     /// # Errors
-    /// When the store is closed.
+    /// When the store is closed, or a row is larger than [`kv::VALUE_BYTES_MAX`].
     pub async fn queue(&self, commit: Commit) -> Result<Pending, StoreError> {
+        commit.check_sizes()?;
         match &self.committer {
             Some(committer) => committer.send(commit).await,
             None => Ok(Pending::done(commit::write_inline(&self.inner, commit))),
@@ -519,6 +540,40 @@ impl Store {
             .and_then(|text| OwnedRoomId::try_from(text).ok())
             .map(Some)
             .ok_or_else(|| StoreError::corrupt(Keyspace::ROOM_ID, &key))
+    }
+
+    /// How many commits wait to be written, or are being written.
+    pub fn queued_commits(&self) -> usize {
+        self.committer
+            .as_ref()
+            .map_or(0, |committer| committer.queued())
+    }
+
+    /// How full each cache is.
+    pub fn caches(&self) -> Vec<CacheUse> {
+        let inner = &self.inner;
+        let by_count = |name, entries: usize| CacheUse {
+            name,
+            entries,
+            bytes: None,
+        };
+        let (rooms, rooms_bytes) = inner.rooms.used();
+        vec![
+            CacheUse {
+                name: "rooms",
+                entries: rooms,
+                bytes: Some(rooms_bytes),
+            },
+            CacheUse {
+                name: "events",
+                entries: inner.events.len(),
+                bytes: Some(inner.events.weight()),
+            },
+            by_count("states", inner.states.len()),
+            by_count("user_numbers", inner.names.users.len()),
+            by_count("user_ids", inner.names.user_ids.len()),
+            by_count("room_numbers", inner.names.rooms.len()),
+        ]
     }
 
     /// Queues a small commit ahead of whatever the caller commits next, without waiting.

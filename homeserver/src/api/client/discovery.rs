@@ -68,10 +68,6 @@ pub(super) fn routes(routes: &mut Routes) {
             turn_server,
         );
     }
-    for prefix in PREFIXES {
-        let protocols = format!("{prefix}/thirdparty/protocols");
-        routes.raw(Method::GET, &protocols, third_party_protocols);
-    }
     let transports = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports";
     routes.raw(Method::GET, transports, rtc_transports);
 }
@@ -159,11 +155,6 @@ async fn turn_server(app: App, caller: Caller, _: RawRequest) -> ApiResult<Value
         "uris": turn.uris,
         "ttl": turn.lifetime_seconds,
     }))
-}
-
-/// No application service speaks for a third-party network.
-async fn third_party_protocols(_: App, _: Guest, _: RawRequest) -> ApiResult<Value> {
-    Ok(json!({}))
 }
 
 async fn capabilities(app: App, caller: Guest, _: RawRequest) -> ApiResult<Value> {

@@ -8,10 +8,7 @@ use federation::event::Draft;
 use http::{Method, StatusCode};
 use ruma::{
     MilliSecondsSinceUnixEpoch, RoomId, UInt,
-    api::{
-        Direction,
-        client::{message::get_message_events, redact::redact_event, room::get_room_event},
-    },
+    api::client::{redact::redact_event, room::get_room_event},
     serde::Raw,
 };
 use serde_json::{Value, json, value::RawValue};
@@ -20,7 +17,8 @@ use store::{kv::Direction as Walk, rooms::TimelineEvent};
 use super::{delayed, membership};
 use crate::{
     error::{ApiError, ApiResult},
-    http::{Caller, Guest, RawRequest, Routes, limits::Doing, routes::parse_typed},
+    http::{Caller, Guest, RawRequest, Routes, limits::Doing},
+    metrics::Stage,
     rooms::{
         read::{Format, Seen, Sight, client_event},
         relations::visit_relations,
@@ -30,7 +28,7 @@ use crate::{
     sync::{Token, filter::EventFilter},
 };
 
-/// How many events a page has at most.
+/// How many events a page of `/messages` has that names no number.
 const PAGE_EVENTS_DEFAULT: usize = 10;
 
 /// How many events a page of `/messages` has at most.
@@ -125,6 +123,7 @@ async fn send_message(app: App, Guest(caller): Guest, request: RawRequest) -> Ap
         txn_id: Some(request.arg(2).to_owned()),
         timestamp: timestamp(&caller, &request)?,
     };
+    app.metrics.stage(Stage::Receive, request.age(&app));
     let event_id = send::send(&app, &caller, &room_id, outgoing).await?;
     Ok(json!({ "event_id": event_id }))
 }
@@ -157,6 +156,7 @@ async fn send_state(app: App, Guest(caller): Guest, request: RawRequest) -> ApiR
         txn_id: None,
         timestamp: timestamp(&caller, &request)?,
     };
+    app.metrics.stage(Stage::Receive, request.age(&app));
     let event_id = send::send(&app, &caller, &room_id, outgoing).await?;
     Ok(json!({ "event_id": event_id }))
 }

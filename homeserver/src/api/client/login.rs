@@ -2,6 +2,8 @@
 //!
 //! Spec: client-server API, "Legacy API", "Login".
 
+use std::sync::Arc;
+
 use http::StatusCode;
 use ruma::{
     OwnedDeviceId, OwnedUserId,
@@ -14,6 +16,7 @@ use store::{Commit, keys::UserNum};
 use super::uia;
 use crate::{
     accounts::{DeviceRow, UserRow, devices::DEVICES_MAX, passwords, sessions::Lifetimes},
+    appservices::Registration,
     error::{ApiError, ApiResult},
     http::{
         Caller, Public, RawRequest, Routes, auth::LockedCaller, limits::Doing, routes::parse_typed,
@@ -83,7 +86,11 @@ async fn login_types(
 async fn log_in(app: App, Public(client): Public, request: RawRequest) -> ApiResult<LoginReply> {
     use login::v3::LoginInfo;
     let typed: login::v3::Request = parse_typed(&request)?;
-    app.limits.address(&app, Doing::Login, client.0)?;
+    let by_service = matches!(typed.login_info, LoginInfo::ApplicationService(_))
+        && service(&app, &request).is_ok();
+    if !by_service {
+        app.limits.address(&app, Doing::Login, client.0)?;
+    }
     let (user, user_id) = match &typed.login_info {
         LoginInfo::Password(info) => {
             let identifier = info
@@ -182,18 +189,25 @@ async fn login_token(app: App, caller: Caller, request: RawRequest) -> ApiResult
     Ok(json!({ "login_token": token, "expires_in_ms": lifetime_ms }))
 }
 
+/// The application service that makes a request.
+///
+/// # Errors
+/// `M_MISSING_TOKEN`, `M_UNKNOWN_TOKEN`.
+pub(super) fn service(app: &App, request: &RawRequest) -> ApiResult<Arc<Registration>> {
+    let token = crate::http::auth::token(app, &request.parts)?
+        .ok_or_else(|| ApiError::missing_token("no access token"))?;
+    app.appservices
+        .by_token(&token)
+        .ok_or_else(|| ApiError::unknown_token(false))
+}
+
 fn with_service(
     app: &App,
     request: &RawRequest,
     user_id: OwnedUserId,
 ) -> ApiResult<(UserNum, OwnedUserId)> {
-    let token = crate::http::auth::token(app, &request.parts)?
-        .ok_or_else(|| ApiError::missing_token("no access token"))?;
-    let service = app
-        .appservices
-        .by_token(&token)
-        .ok_or_else(|| ApiError::unknown_token(false))?;
-    if !service.is_interested_in_user(&user_id) && user_id.localpart() != service.sender_localpart {
+    let service = service(app, request)?;
+    if !app.is_local(&user_id) || !service.acts_as(&user_id) {
         return Err(ApiError::exclusive(
             "the user is not in the application service's namespaces",
         ));

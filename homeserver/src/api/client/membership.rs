@@ -19,6 +19,7 @@ use store::{
 };
 
 use crate::{
+    appservices,
     error::{ApiError, ApiResult},
     http::{Caller, Guest, RawRequest, Routes, limits::Doing},
     rooms::{
@@ -59,6 +60,17 @@ pub(super) fn routes(routes: &mut Routes) {
     routes.add(joined);
 }
 
+/// The room that a client means by an ID or an alias, which an application service may make now.
+///
+/// # Errors
+/// As [`room_meant`]; 408 when an application service did not answer in time.
+pub(super) async fn room_meant_or_made(app: &App, text: &str) -> ApiResult<OwnedRoomId> {
+    if let Ok(alias) = RoomAliasId::parse(text) {
+        appservices::ask::alias(app, &alias).await?;
+    }
+    room_meant(app, text)
+}
+
 /// The room that a client means by an ID or an alias.
 ///
 /// # Errors
@@ -80,7 +92,7 @@ pub(super) fn room_meant(app: &App, text: &str) -> ApiResult<OwnedRoomId> {
 async fn join(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
     caller.limit(&app, Doing::Join)?;
     caller.must_not_be_suspended()?;
-    let room_id = room_meant(&app, request.arg(0))?;
+    let room_id = room_meant_or_made(&app, request.arg(0)).await?;
     let mut extra: Map<String, Value> = request.json()?;
     extra.remove("third_party_signed");
     let change = with_reason(Change::plain(caller.user_id.clone(), To::Join), extra);
@@ -146,7 +158,7 @@ fn with_reason(mut change: Change, mut extra: Map<String, Value>) -> Change {
 async fn knock(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
     caller.limit(&app, Doing::Join)?;
     caller.must_not_be_suspended()?;
-    let room_id = room_meant(&app, request.arg(0))?;
+    let room_id = room_meant_or_made(&app, request.arg(0)).await?;
     let mut body: Map<String, Value> = request.json()?;
     body.retain(|key, _| key == "reason");
     let change = with_reason(Change::plain(caller.user_id.clone(), To::Knock), body);
@@ -166,6 +178,7 @@ async fn invite(app: App, caller: Caller, request: RawRequest) -> ApiResult<Valu
         .as_str()
         .ok_or_else(|| ApiError::bad_json("`user_id` is not a string"))?;
     let target = UserId::parse(user_id).map_err(|_| ApiError::invalid_param("not a user ID"))?;
+    appservices::ask::user(&app, &target).await?;
     let mut change = Change::plain(target, To::Invite);
     change.reason = body
         .get("reason")

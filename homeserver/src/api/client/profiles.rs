@@ -10,6 +10,7 @@ use store::{Commit, log::Change};
 
 use super::PREFIXES;
 use crate::{
+    appservices,
     error::{ApiError, ApiResult},
     http::{Guest, MaybeCaller, RawRequest, Routes, limits::Doing},
     server::App,
@@ -63,12 +64,15 @@ fn profile(app: &App, user_id: &UserId) -> ApiResult<Map<String, Value>> {
 }
 
 async fn get_all(app: App, _: MaybeCaller, request: RawRequest) -> ApiResult<Value> {
-    Ok(profile(&app, &user_id(&request)?)?.into())
+    let user_id = user_id(&request)?;
+    appservices::ask::user(&app, &user_id).await?;
+    Ok(profile(&app, &user_id)?.into())
 }
 
 async fn get(app: App, _: MaybeCaller, request: RawRequest) -> ApiResult<Value> {
-    let field = request.arg(1);
-    let value = profile(&app, &user_id(&request)?)?
+    let (user_id, field) = (user_id(&request)?, request.arg(1));
+    appservices::ask::user(&app, &user_id).await?;
+    let value = profile(&app, &user_id)?
         .remove(field)
         .ok_or_else(|| ApiError::not_found("the profile has no such field"))?;
     Ok(json!({ field: value }))

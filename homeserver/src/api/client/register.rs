@@ -44,10 +44,10 @@ async fn register(
     let (auth, request) = split_auth(request)?;
     let request = &request;
     let typed: register::v3::Request = parse_typed(request)?;
-    app.limits.address(app, Doing::Register, client.0)?;
     if typed.login_type == Some(LoginType::ApplicationService) {
-        return register_for_service(app, request, typed).await;
+        return register_for_service(app, client.0, request, typed).await;
     }
+    app.limits.address(app, Doing::Register, client.0)?;
     let guest = match typed.kind {
         RegistrationKind::User => false,
         RegistrationKind::Guest if app.config.registration.guests => true,
@@ -133,17 +133,18 @@ fn flows(app: &App, address: std::net::IpAddr) -> ApiResult<uia::Flows> {
     Ok(flows)
 }
 
+/// A bridge makes a user for each person it meets: it is not limited, only who pretends to be one.
 async fn register_for_service(
     app: &App,
+    address: std::net::IpAddr,
     request: &RawRequest,
     typed: register::v3::Request,
 ) -> ApiResult<login::LoginReply> {
-    let token = crate::http::auth::token(app, &request.parts)?
-        .ok_or_else(|| ApiError::missing_token("no access token"))?;
-    let service = app
-        .appservices
-        .by_token(&token)
-        .ok_or_else(|| ApiError::unknown_token(false))?;
+    let service = login::service(app, request);
+    if service.is_err() {
+        app.limits.address(app, Doing::Register, address)?;
+    }
+    let service = service?;
     let name = typed
         .username
         .ok_or_else(|| ApiError::missing_param("`username` is missing"))?;

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
+    appservices,
     error::{ApiError, ApiResult},
     http::{Caller, Routes, limits::Doing},
     rooms::create::{self, NewRoom, Preset},
@@ -61,6 +62,14 @@ async fn create_room(
         RoomAliasId::parse(format!("#{name}:{}", app.server_name()))
             .map_err(|_| ApiError::invalid_param("`room_alias_name` makes no alias"))
     });
+    let alias = alias.transpose()?;
+    if let Some(alias) = &alias {
+        let service = caller.service.as_deref();
+        app.appservices.check_alias(alias.as_str(), service)?;
+    }
+    let invited = request.invite.iter().take(create::INVITES_MAX);
+    let made = invited.map(|user_id| appservices::ask::user(&app, user_id));
+    futures_util::future::try_join_all(made).await?;
     let room = NewRoom {
         version: request.room_version,
         creation_content: object(request.creation_content.as_ref())?,
@@ -73,7 +82,7 @@ async fn create_room(
         power_levels: object(request.power_level_content_override.as_ref())?,
         name: request.name.filter(|name| !name.is_empty()),
         topic: request.topic.filter(|topic| !topic.is_empty()),
-        alias: alias.transpose()?,
+        alias,
         invite: request.invite,
         is_direct: request.is_direct,
         published,

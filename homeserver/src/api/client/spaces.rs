@@ -13,7 +13,7 @@ use store::{
     rooms::{RoomView, TimelineEvent},
 };
 
-use super::{events::room_id, members::number, membership::room_meant};
+use super::{events::room_id, members::number, membership::room_meant_or_made};
 use crate::{
     error::{ApiError, ApiResult},
     http::{Guest, MaybeCaller, RawRequest, Routes},
@@ -56,7 +56,7 @@ async fn summary(
     MaybeCaller(caller): MaybeCaller,
     request: RawRequest,
 ) -> ApiResult<Map<String, Value>> {
-    let (_, view) = known_room(&app, &room_meant(&app, request.arg(0))?)?;
+    let (_, view) = known_room(&app, &room_meant_or_made(&app, request.arg(0)).await?)?;
     let outline = Outline::of(&app, &view)?;
     let user = caller.map(|caller| caller.user);
     if !outline.may_be_told(&app, &view, user)? {

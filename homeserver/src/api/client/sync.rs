@@ -73,9 +73,15 @@ async fn get_sync(app: App, Guest(caller): Guest, request: RawRequest) -> ApiRes
     sync(&app, &caller, &sync_request).await
 }
 
-/// Syncing says that its user is there, unless the client says otherwise.
+/// Syncing says that its user is there, unless the client says otherwise. An application service has to say
+/// so: its users are not there because it is.
 fn note_presence(app: &App, caller: &Caller, said: Option<&str>) -> ApiResult<()> {
-    let state = State::named(said.unwrap_or("online"))
+    let unsaid = if caller.service.is_some() {
+        "offline"
+    } else {
+        "online"
+    };
+    let state = State::named(said.unwrap_or(unsaid))
         .ok_or_else(|| ApiError::invalid_param("`set_presence` is not a state of presence"))?;
     if !app.config.presence.enabled || state == State::Offline {
         return Ok(());

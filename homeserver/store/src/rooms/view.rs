@@ -324,6 +324,11 @@ impl RoomCache {
         }
     }
 
+    /// How many views there are, and about how many bytes they take.
+    pub(crate) fn used(&self) -> (usize, u64) {
+        (self.views.len(), self.views.weight())
+    }
+
     pub(crate) fn stop_loading(&self) -> RwLockWriteGuard<'_, ()> {
         self.loading.write().unwrap_or_else(PoisonError::into_inner)
     }
