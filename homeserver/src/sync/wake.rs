@@ -160,7 +160,7 @@ async fn wake_from(app: App, reader: Reader, mut position: Position) {
         let grew = app.store.grew().notified();
         tokio::pin!(grew);
         grew.as_mut().enable();
-        let now = tokio::time::Instant::now();
+        let now = app.clock.instant();
         late.retain(|sender, due| {
             let early = *due > now;
             if !early {
@@ -201,7 +201,7 @@ async fn wake_from(app: App, reader: Reader, mut position: Position) {
             }
             if let Some(sender) = sender.filter(|sender| app.wakeups.waits(*sender)) {
                 late.entry(sender)
-                    .or_insert(tokio::time::Instant::now() + SENDER_LAG);
+                    .or_insert(app.clock.instant() + SENDER_LAG);
             }
         }
         for user in users {
