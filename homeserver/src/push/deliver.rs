@@ -84,6 +84,7 @@ pub fn run(app: App) -> impl Future<Output = ()> + Send {
     Reader {
         written: position,
         write_at: app.clock.instant(),
+        lag: app.metrics.reader("push"),
         app,
         position,
         outbox: Outbox::default(),
@@ -96,6 +97,8 @@ struct Reader {
     app: App,
     /// Up to where the log was read.
     position: Position,
+    /// The same, for those who watch.
+    lag: crate::metrics::Reader,
     /// Up to where a restart need not read it.
     written: Position,
     /// When that may be written again.
@@ -110,6 +113,7 @@ impl Reader {
         let app = self.app.clone();
         let mut sending = FuturesUnordered::new();
         loop {
+            self.lag.at(self.position);
             let now = app.clock.instant();
             while let Some((key, task)) = self.outbox.next(now) {
                 sending.push(perform(app.clone(), key, task));
