@@ -46,8 +46,8 @@ impl Outgoing {
 /// State that is as asked already is not sent again: the ID is the present event's.
 ///
 /// # Errors
-/// `M_FORBIDDEN` when the room does not allow it; `M_BAD_JSON`, `M_TOO_LARGE` or
-/// `M_DUPLICATE_ANNOTATION` when it cannot be sent; `M_NOT_FOUND` when the room is not known.
+/// `M_FORBIDDEN` when the room does not allow it; `M_BAD_JSON`, `M_TOO_LARGE`, `M_DUPLICATE_ANNOTATION`
+/// or what [`super::rules::check`] says when it cannot be sent; `M_NOT_FOUND` when the room is not known.
 pub async fn send(
     app: &App,
     caller: &Caller,
@@ -81,6 +81,7 @@ pub async fn send(
     if let Some(target) = &outgoing.draft.redacts {
         check_redaction(app, &turn, caller, target)?;
     }
+    super::rules::check(app, &turn, &outgoing.draft, None)?;
     let mut commit = Commit::new();
     let append = Append {
         sender: caller.user_id.clone(),
