@@ -44,15 +44,8 @@ pub async fn watch(app: App) {
 /// Follows the log from where it was left. Ends only with an error.
 async fn read_log(app: &App) -> ApiResult<()> {
     let stored = app.store.get_raw(cursor())?;
-    let stored = stored.and_then(|value| Unpack(&value).u64());
-    let mut position = match stored {
-        Some(position) => position,
-        None => {
-            let now = app.store.published();
-            remember(app, now).await?;
-            now
-        }
-    };
+    // Without a cursor from the beginning: what was closed before is looked at again.
+    let mut position = stored.and_then(|value| Unpack(&value).u64()).unwrap_or(0);
     let mut remembered = position;
     loop {
         let grew = app.store.grew().notified();

@@ -180,9 +180,6 @@ impl Adding<'_> {
         state_key: String,
         content: Box<RawValue>,
     ) -> ApiResult<()> {
-        if kind == "m.room.create" && !self.turn.head.state.is_empty() {
-            return Err(ApiError::invalid_param("a room is created only once"));
-        }
         if kind == "m.room.member" {
             return Err(ApiError::invalid_param(
                 "a new room's members are invited, not set",

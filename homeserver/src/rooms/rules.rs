@@ -53,6 +53,9 @@ pub fn check(
     };
     if draft.state_key.as_deref() == Some("") {
         match &*draft.kind {
+            "m.room.create" if !turn.head.state.is_empty() => {
+                return Err(ApiError::bad_json("a room is created only once"));
+            }
             CANONICAL_ALIAS => canonical_alias(app, turn, &content()?, new_alias)?,
             "m.room.power_levels" => {
                 power_levels(&content()?, &turn.rules.authorization)?;

@@ -75,13 +75,13 @@ pub async fn send(
         // A user may still answer an invite or take back a knock; that is membership, not sending.
         return Err(ApiError::forbidden("you are not joined to this room"));
     }
+    super::rules::check(app, &turn, &outgoing.draft, None)?;
     if let Some(present) = same_state(&turn, &caller.user_id, &outgoing.draft)? {
         return Ok(present);
     }
     if let Some(target) = &outgoing.draft.redacts {
         check_redaction(app, &turn, caller, target)?;
     }
-    super::rules::check(app, &turn, &outgoing.draft, None)?;
     let mut commit = Commit::new();
     let append = Append {
         sender: caller.user_id.clone(),
