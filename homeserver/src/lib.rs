@@ -11,6 +11,7 @@ pub mod config;
 pub mod delayed;
 pub mod ephemeral;
 pub mod error;
+pub mod guests;
 pub mod http;
 pub mod keys;
 pub mod media;

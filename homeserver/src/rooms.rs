@@ -5,11 +5,14 @@
 
 pub mod aliases;
 pub mod create;
+pub mod directory;
 pub mod members;
 pub mod outline;
 pub mod read;
 pub mod relations;
+pub mod rules;
 pub mod send;
 pub mod turn;
+pub mod upgrade;
 
 pub use self::turn::{Rooms, Turn};

@@ -216,6 +216,7 @@ impl Server {
         );
         app.tasks
             .spawn("search index", crate::search::index(app.clone()));
+        app.tasks.spawn("guests", crate::guests::watch(app.clone()));
         app.tasks.spawn("upkeep", crate::upkeep::run(app.clone()));
         app.tasks
             .spawn("housekeeping", crate::accounts::keep_house(app.clone()));

@@ -8,6 +8,7 @@ mod backup;
 mod context;
 mod delayed;
 mod devices;
+mod directory;
 mod discovery;
 mod events;
 mod fallback;
@@ -33,6 +34,7 @@ mod sliding;
 mod spaces;
 mod sync;
 pub mod uia;
+mod upgrade;
 mod users;
 
 use crate::http::Routes;
@@ -49,6 +51,7 @@ pub fn routes(routes: &mut Routes) {
     context::routes(routes);
     delayed::routes(routes);
     devices::routes(routes);
+    directory::routes(routes);
     discovery::routes(routes);
     events::routes(routes);
     backup::routes(routes);
@@ -74,5 +77,6 @@ pub fn routes(routes: &mut Routes) {
     sliding::routes(routes);
     spaces::routes(routes);
     sync::routes(routes);
+    upgrade::routes(routes);
     users::routes(routes);
 }

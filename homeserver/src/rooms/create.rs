@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use federation::event::{Draft, DraftContext};
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId,
-    UserId, room_version_rules::RoomVersionRules,
+    MilliSecondsSinceUnixEpoch, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId,
+    RoomVersionId, UserId, room_version_rules::RoomVersionRules,
 };
 use serde_json::{Map, Value, json, value::RawValue};
 use store::Commit;
@@ -87,7 +87,7 @@ pub async fn create(app: &App, caller: &Caller, mut room: NewRoom) -> ApiResult<
         add_creators(&mut room)?;
     }
     let _alias = match &room.alias {
-        Some(alias) => Some(super::aliases::reserve(app, alias).await?),
+        Some(alias) => Some(super::aliases::reserve(app, caller, alias).await?),
         None => None,
     };
     let create = create_content(&room.creation_content, &version, &caller.user_id, rules)?;
@@ -99,6 +99,7 @@ pub async fn create(app: &App, caller: &Caller, mut room: NewRoom) -> ApiResult<
         turn: &mut turn,
         commit: &mut commit,
         timestamp,
+        alias: room.alias.as_deref(),
     };
     add.event("m.room.create", "", &create).await?;
     let join = Change::plain(caller.user_id.clone(), To::Join);
@@ -161,6 +162,8 @@ struct Adding<'a> {
     turn: &'a mut Turn,
     commit: &'a mut Commit,
     timestamp: MilliSecondsSinceUnixEpoch,
+    /// The alias that is made with the room.
+    alias: Option<&'a RoomAliasId>,
 }
 
 impl Adding<'_> {
@@ -177,9 +180,6 @@ impl Adding<'_> {
         state_key: String,
         content: Box<RawValue>,
     ) -> ApiResult<()> {
-        if kind == "m.room.create" && !self.turn.head.state.is_empty() {
-            return Err(ApiError::invalid_param("a room is created only once"));
-        }
         if kind == "m.room.member" {
             return Err(ApiError::invalid_param(
                 "a new room's members are invited, not set",
@@ -190,9 +190,11 @@ impl Adding<'_> {
         } else {
             self.app.clock.now()
         };
+        let draft = Draft::state(kind, state_key, content);
+        super::rules::check(self.app, self.turn, &draft, self.alias)?;
         let append = Append {
             sender: self.caller.user_id.clone(),
-            draft: Draft::state(kind, state_key, content),
+            draft,
             origin_server_ts: timestamp,
             txn: None,
         };
@@ -278,7 +280,7 @@ fn check_creators(content: &Map<String, Value>) -> ApiResult<()> {
 
 /// The first turn of the new room. In versions that derive its ID from the create event, two rooms
 /// that differ in nothing else differ in their time.
-async fn first_turn(
+pub(super) async fn first_turn(
     app: &App,
     caller: &Caller,
     version: &RoomVersionId,

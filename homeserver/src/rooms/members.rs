@@ -137,6 +137,9 @@ pub async fn append(
         }
         _ => {}
     }
+    if change.to == To::Join && caller.account.guest && !guests_may_join(turn)? {
+        return Err(ApiError::guest_forbidden("the room lets in no guests"));
+    }
     let mut content = change.extra;
     for key in ["membership", "reason", "join_authorised_via_users_server"] {
         content.remove(key);
@@ -173,6 +176,21 @@ pub async fn append(
     };
     let pdu = turn.append(commit, append).await?;
     Ok(Some(pdu.event_id().to_owned()))
+}
+
+#[derive(Deserialize)]
+struct GuestAccessContent {
+    guest_access: String,
+}
+
+/// Whether guests of this server may join, or stay. Spec: client-server API, "Guest Access".
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn guests_may_join(turn: &Turn) -> ApiResult<bool> {
+    let event = turn.state_event("m.room.guest_access", "")?;
+    let content: Option<GuestAccessContent> = event.and_then(|event| event.content_as());
+    Ok(content.is_some_and(|content| content.guest_access == "can_join"))
 }
 
 /// A member event shows the profile of a local user as it is then.

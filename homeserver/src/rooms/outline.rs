@@ -119,9 +119,15 @@ impl Outline {
         view: &RoomView,
         user: Option<UserNum>,
     ) -> ApiResult<bool> {
-        if self.world_readable
-            || matches!(&*self.join_rule, "public" | "knock" | "knock_restricted")
-        {
+        // Each join rule means something only in the versions that know it.
+        let rules = &view.rules.authorization;
+        let open = match &*self.join_rule {
+            "public" => true,
+            "knock" => rules.knocking,
+            "knock_restricted" => rules.knock_restricted_join_rule,
+            _ => false,
+        };
+        if self.world_readable || open {
             return Ok(true);
         }
         let Some(user) = user else {

@@ -3,18 +3,21 @@
 //! Spec: client-server API, "Room history visibility", "Room event format", "Aggregations of child
 //! events".
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
-use federation::room::{
-    StateMap,
-    visibility::{Viewpoint, Visible, entitled, look},
+use federation::{
+    event::Pdu,
+    room::{
+        StateMap,
+        visibility::{Viewpoint, Visible, entitled, look},
+    },
 };
 use ruma::{
     DeviceId, EventId, OwnedEventId, RoomId, UserId,
     events::room::{history_visibility::HistoryVisibility, member::MembershipState},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 use store::{
     Store, StoreError,
     keys::{RoomNum, StateId, UserNum},
@@ -486,9 +489,10 @@ fn write_event(
         .filter(|txn| format.reader.0 == txn.user && format.reader.1 == Some(&txn.device));
     let timestamp = u64::from(pdu.origin_server_ts().get());
     let kind = pdu.kind().to_string();
+    let content = content_for_clients(pdu)?;
     let json = ClientEvent {
         kind: &kind,
-        content: pdu.content(),
+        content: &content,
         sender: pdu.sender(),
         event_id: pdu.event_id(),
         origin_server_ts: timestamp,
@@ -512,6 +516,26 @@ fn write_event(
         },
     };
     serde_json::value::to_raw_value(&json).map_err(|error| ApiError::internal(&error))
+}
+
+/// The content; of a redaction, with what it redacts in every room version.
+///
+/// Spec: room version 11, "Moving the `redacts` property of `m.room.redaction` events to a content
+/// property".
+fn content_for_clients(pdu: &Pdu) -> ApiResult<Cow<'_, RawValue>> {
+    let Some(redacts) = pdu.redacts() else {
+        return Ok(Cow::Borrowed(pdu.content()));
+    };
+    let content: Option<Map<String, Value>> = pdu.content_as();
+    match content {
+        Some(mut content) if !content.contains_key("redacts") => {
+            content.insert("redacts".to_owned(), redacts.as_str().into());
+            serde_json::value::to_raw_value(&content)
+                .map(Cow::Owned)
+                .map_err(|error| ApiError::internal(&error))
+        }
+        _ => Ok(Cow::Borrowed(pdu.content())),
+    }
 }
 
 #[derive(Serialize)]

@@ -66,10 +66,15 @@ struct RelatesTo {
 impl Relation {
     /// The relation of an event, if it has one with a `rel_type`.
     pub fn of(pdu: &Pdu) -> Option<Self> {
-        if !pdu.content().get().contains("m.relates_to") {
+        Self::in_content(pdu.content())
+    }
+
+    /// The relation that the content of an event names.
+    pub fn in_content(content: &RawValue) -> Option<Self> {
+        if !content.get().contains("m.relates_to") {
             return None;
         }
-        let Content { relates_to } = pdu.content_as()?;
+        let Content { relates_to } = serde_json::from_str(content.get()).ok()?;
         Some(Self {
             target: relates_to.event_id,
             rel_type: relates_to.rel_type,

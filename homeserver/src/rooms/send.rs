@@ -46,8 +46,8 @@ impl Outgoing {
 /// State that is as asked already is not sent again: the ID is the present event's.
 ///
 /// # Errors
-/// `M_FORBIDDEN` when the room does not allow it; `M_BAD_JSON`, `M_TOO_LARGE` or
-/// `M_DUPLICATE_ANNOTATION` when it cannot be sent; `M_NOT_FOUND` when the room is not known.
+/// `M_FORBIDDEN` when the room does not allow it; `M_BAD_JSON`, `M_TOO_LARGE`, `M_DUPLICATE_ANNOTATION`
+/// or what [`super::rules::check`] says when it cannot be sent; `M_NOT_FOUND` when the room is not known.
 pub async fn send(
     app: &App,
     caller: &Caller,
@@ -75,6 +75,7 @@ pub async fn send(
         // A user may still answer an invite or take back a knock; that is membership, not sending.
         return Err(ApiError::forbidden("you are not joined to this room"));
     }
+    super::rules::check(app, &turn, &outgoing.draft, None)?;
     if let Some(present) = same_state(&turn, &caller.user_id, &outgoing.draft)? {
         return Ok(present);
     }

@@ -287,10 +287,14 @@ impl Turn {
     pub async fn append(&mut self, commit: &mut Commit, append: Append) -> ApiResult<Arc<Pdu>> {
         let Append {
             sender,
-            draft,
+            mut draft,
             origin_server_ts,
             txn,
         } = append;
+        if self.rules.redaction.content_field_redacts {
+            // The content says it, and is what is signed.
+            draft.redacts = None;
+        }
         let auth_events = select_auth_events(&draft, &sender, &self.head.state, self.rules)
             .map_err(|rejection| ApiError::bad_json(rejection.to_string()))?;
         let creates_room = draft.kind == "m.room.create" && self.head.state.is_empty();
@@ -476,19 +480,36 @@ impl Turn {
     ///
     /// # Errors
     /// When the store is closed.
-    pub async fn finish(mut self, mut commit: Commit) -> ApiResult<Pending> {
+    pub async fn finish(self, commit: Commit) -> ApiResult<Pending> {
+        let store = self.app.store.clone();
+        Self::finish_all(&store, vec![self], commit).await
+    }
+
+    /// As [`Turn::finish`], for turns of several rooms whose events are in one commit.
+    ///
+    /// # Errors
+    /// When the store is closed.
+    pub async fn finish_all(
+        store: &Store,
+        mut turns: Vec<Self>,
+        mut commit: Commit,
+    ) -> ApiResult<Pending> {
         let alive = Arc::new(());
-        let unpublished = self.appended.drain(..).map(|(pdu, txn)| Unpublished {
-            pdu,
-            txn,
-            alive: Arc::downgrade(&alive),
-        });
-        let unpublished: Vec<Unpublished> = unpublished.collect();
+        let mut unpublished = Vec::with_capacity(turns.len());
+        for turn in &mut turns {
+            let events = turn.appended.drain(..).map(|(pdu, txn)| Unpublished {
+                pdu,
+                txn,
+                alive: Arc::downgrade(&alive),
+            });
+            unpublished.push(events.collect::<Vec<_>>());
+        }
         commit.hold(alive);
-        let head = Arc::new(self.head.clone());
-        let pending = self.app.store.queue(commit).await?;
-        self.slot.head = Some(head);
-        self.slot.unpublished.extend(unpublished);
+        let pending = store.queue(commit).await?;
+        for (turn, events) in turns.iter_mut().zip(unpublished) {
+            turn.slot.head = Some(Arc::new(turn.head.clone()));
+            turn.slot.unpublished.extend(events);
+        }
         Ok(pending)
     }
 }

@@ -45,7 +45,13 @@ async fn create_room(
             "inviting by e-mail or phone is not served here",
         ));
     }
-    let published = request.visibility == Visibility::Public;
+    let published = match request.visibility {
+        Visibility::Public => true,
+        Visibility::Private => false,
+        _ => {
+            return Err(ApiError::invalid_param("`visibility` is public or private"));
+        }
+    };
     let preset = match request.preset {
         Some(RoomPreset::PublicChat) => Preset::PublicChat,
         Some(RoomPreset::TrustedPrivateChat) => Preset::TrustedPrivateChat,
