@@ -109,6 +109,7 @@ fn cursor_key() -> Packed {
 
 /// Keeps the index up to date, for as long as the server runs.
 pub async fn index(app: App) {
+    let reader = app.metrics.reader("search");
     let mut position = loop {
         match app.store.get_raw(cursor_key()) {
             Ok(row) => break row.and_then(|row| Unpack(&row).u64()).unwrap_or(0),
@@ -119,6 +120,7 @@ pub async fn index(app: App) {
         }
     };
     loop {
+        reader.at(position);
         let grew = app.store.grew().notified();
         tokio::pin!(grew);
         grew.as_mut().enable();

@@ -64,7 +64,9 @@ pub fn follow(app: App) -> impl Future<Output = ()> + Send {
 
 async fn follow_from(app: App, mut position: Position) {
     let mut written = position;
+    let reader = app.metrics.reader("upgrades");
     loop {
+        reader.at(position);
         let grew = app.store.grew().notified();
         tokio::pin!(grew);
         grew.as_mut().enable();
