@@ -50,7 +50,8 @@ pub async fn reserve(app: &App, caller: &Caller, alias: &RoomAliasId) -> ApiResu
     if alias.alias().contains(char::is_whitespace) {
         return Err(ApiError::invalid_param("an alias has no white space"));
     }
-    must_be_free_to(app, caller, alias)?;
+    app.appservices
+        .check_alias(alias.as_str(), caller.service.as_deref())?;
     let lock = app.rooms.lock_aliases().await;
     if find(&app.store, alias)?.is_some() {
         return Err(ApiError::room_in_use("the alias is taken"));
@@ -65,31 +66,6 @@ fn must_be_of_this_server(app: &App, alias: &RoomAliasId) -> ApiResult<()> {
     Err(ApiError::invalid_param(
         "the alias is not one of this server",
     ))
-}
-
-/// Aliases in the exclusive namespace of an application service are its own, and it has no others.
-///
-/// Spec: application service API, "Registration".
-fn must_be_free_to(app: &App, caller: &Caller, alias: &RoomAliasId) -> ApiResult<()> {
-    let own = caller.service.as_deref();
-    if let Some(service) = own
-        && !service
-            .namespaces
-            .aliases
-            .iter()
-            .any(|namespace| namespace.regex.is_match(alias.as_str()))
-    {
-        return Err(ApiError::exclusive(
-            "the alias is not in the application service's namespaces",
-        ));
-    }
-    let except = own.map(|service| &*service.id);
-    if app.appservices.claims_alias(alias.as_str(), except) {
-        return Err(ApiError::exclusive(
-            "the alias is reserved by an application service",
-        ));
-    }
-    Ok(())
 }
 
 /// Makes an alias of a room that the caller is joined to; application services and admins of this
@@ -136,7 +112,8 @@ pub async fn delete(app: &App, caller: &Caller, alias: &RoomAliasId) -> ApiResul
     let _lock = app.rooms.lock_aliases().await;
     let row =
         find(&app.store, alias)?.ok_or_else(|| ApiError::not_found("there is no such alias"))?;
-    must_be_free_to(app, caller, alias)?;
+    app.appservices
+        .check_alias(alias.as_str(), caller.service.as_deref())?;
     let mut commit = Commit::new();
     remove(&mut commit, alias, row.room);
     let turn = match app.store.room_id(row.room)? {

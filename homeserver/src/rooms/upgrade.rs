@@ -100,7 +100,7 @@ pub async fn upgrade(
     {
         predecessor.insert("event_id".to_owned(), tombstone.into());
     }
-    both.fill(create, timestamp).await?;
+    both.fill(&create, timestamp).await?;
     both.move_aliases().await?;
     both.close_old().await?;
     let Both {
@@ -161,11 +161,11 @@ impl Both<'_> {
         &self,
         kind: &str,
         state_key: &str,
-        content: Map<String, Value>,
+        content: &Map<String, Value>,
         timestamp: MilliSecondsSinceUnixEpoch,
     ) -> ApiResult<Append> {
-        let content = serde_json::value::to_raw_value(&content)
-            .map_err(|error| ApiError::internal(&error))?;
+        let content =
+            serde_json::value::to_raw_value(content).map_err(|error| ApiError::internal(&error))?;
         Ok(Append {
             sender: self.caller.user_id.clone(),
             draft: Draft::state(kind, state_key, content),
@@ -175,7 +175,7 @@ impl Both<'_> {
     }
 
     async fn in_old(&mut self, kind: &str, content: Object) -> ApiResult<String> {
-        let append = self.append(kind, "", content.0, self.app.clock.now())?;
+        let append = self.append(kind, "", &content.0, self.app.clock.now())?;
         let pdu = self.old.append(&mut self.commit, append).await?;
         Ok(pdu.event_id().to_string())
     }
@@ -186,14 +186,14 @@ impl Both<'_> {
         key: &str,
         content: Map<String, Value>,
     ) -> ApiResult<()> {
-        let append = self.append(kind, key, content, self.app.clock.now())?;
+        let append = self.append(kind, key, &content, self.app.clock.now())?;
         self.new.append(&mut self.commit, append).await.map(drop)
     }
 
     /// Fills the new room with what the old one is.
     async fn fill(
         &mut self,
-        create: Map<String, Value>,
+        create: &Map<String, Value>,
         timestamp: MilliSecondsSinceUnixEpoch,
     ) -> ApiResult<()> {
         let append = self.append("m.room.create", "", create, timestamp)?;
