@@ -227,17 +227,17 @@ mod tests {
             entry(1, "e"),
         ];
         let first = cut(&entries, None, 2);
-        assert_eq!((names(&first), first.previous), (vec!["a", "b"], None));
+        assert_eq!((names(&first), &first.previous), (vec!["a", "b"], &None));
         entries.remove(1);
         let next = Place::parse(&first.next.unwrap().to_string()).unwrap();
         let second = cut(&entries, Some(&next), 2);
         assert_eq!(names(&second), ["c", "d"]);
         let third = cut(&entries, second.next.as_ref(), 2);
-        assert_eq!((names(&third), third.next), (vec!["e"], None));
+        assert_eq!((names(&third), &third.next), (vec!["e"], &None));
         let back = cut(&entries, third.previous.as_ref(), 2);
         assert_eq!(names(&back), ["c", "d"]);
         let back = cut(&entries, back.previous.as_ref(), 2);
-        assert_eq!((names(&back), back.previous), (vec!["a"], None));
+        assert_eq!((names(&back), &back.previous), (vec!["a"], &None));
     }
 
     #[test]

@@ -100,7 +100,7 @@ pub async fn upgrade(
     {
         predecessor.insert("event_id".to_owned(), tombstone.into());
     }
-    both.fill(create, timestamp).await?;
+    both.fill(&create, timestamp).await?;
     both.move_aliases().await?;
     both.close_old().await?;
     let Both {
@@ -161,11 +161,11 @@ impl Both<'_> {
         &self,
         kind: &str,
         state_key: &str,
-        content: Map<String, Value>,
+        content: &Map<String, Value>,
         timestamp: MilliSecondsSinceUnixEpoch,
     ) -> ApiResult<Append> {
-        let content = serde_json::value::to_raw_value(&content)
-            .map_err(|error| ApiError::internal(&error))?;
+        let content =
+            serde_json::value::to_raw_value(content).map_err(|error| ApiError::internal(&error))?;
         Ok(Append {
             sender: self.caller.user_id.clone(),
             draft: Draft::state(kind, state_key, content),
@@ -175,7 +175,7 @@ impl Both<'_> {
     }
 
     async fn in_old(&mut self, kind: &str, content: Object) -> ApiResult<String> {
-        let append = self.append(kind, "", content.0, self.app.clock.now())?;
+        let append = self.append(kind, "", &content.0, self.app.clock.now())?;
         let pdu = self.old.append(&mut self.commit, append).await?;
         Ok(pdu.event_id().to_string())
     }
@@ -184,7 +184,7 @@ impl Both<'_> {
         &mut self,
         kind: &str,
         key: &str,
-        content: Map<String, Value>,
+        content: &Map<String, Value>,
     ) -> ApiResult<()> {
         let append = self.append(kind, key, content, self.app.clock.now())?;
         self.new.append(&mut self.commit, append).await.map(drop)
@@ -193,7 +193,7 @@ impl Both<'_> {
     /// Fills the new room with what the old one is.
     async fn fill(
         &mut self,
-        create: Map<String, Value>,
+        create: &Map<String, Value>,
         timestamp: MilliSecondsSinceUnixEpoch,
     ) -> ApiResult<()> {
         let append = self.append("m.room.create", "", create, timestamp)?;
@@ -202,7 +202,7 @@ impl Both<'_> {
         members::append(self.app, &mut self.new, &mut self.commit, self.caller, join).await?;
         let levels = self.levels()?;
         let at_first = self.levels_to_copy_with(&levels);
-        self.in_new("m.room.power_levels", "", at_first.clone())
+        self.in_new("m.room.power_levels", "", &at_first)
             .await?;
         for kind in COPIED {
             if let Some(content) = content(&self.old, kind, "")? {
@@ -224,14 +224,14 @@ impl Both<'_> {
         }
         self.copy_bans().await?;
         if at_first != levels {
-            self.in_new("m.room.power_levels", "", levels).await?;
+            self.in_new("m.room.power_levels", "", &levels).await?;
         }
         Ok(())
     }
 
     /// Sets in the new room what the old one has; what its version does not allow stays behind.
     async fn copy(&mut self, kind: &str, key: &str, content: Map<String, Value>) -> ApiResult<()> {
-        match self.in_new(kind, key, content).await {
+        match self.in_new(kind, key, &content).await {
             Err(error) if !error.status.is_server_error() => {
                 tracing::warn!(kind, reason = %error.message, "a room's state was not upgraded");
                 Ok(())

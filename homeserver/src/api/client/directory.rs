@@ -18,6 +18,7 @@ use ruma::{
 use serde_json::{Map, Value, json};
 use store::Commit;
 
+use super::membership::room_meant_or_made;
 use crate::{
     error::{ApiError, ApiResult},
     http::{Caller, Client, Guest, MaybeCaller, Public, RawRequest, Routes, limits::Doing, routes},
@@ -53,7 +54,7 @@ async fn alias(
     request: get_alias::v3::Request,
 ) -> ApiResult<get_alias::v3::Response> {
     app.limits.address(&app, Doing::Anonymous, client.0)?;
-    let room_id = super::membership::room_meant_or_made(&app, request.room_alias.as_str()).await?;
+    let room_id = room_meant_or_made(&app, request.room_alias.as_str()).await?;
     let servers = vec![app.server_name().to_owned()];
     Ok(get_alias::v3::Response::new(room_id, servers))
 }
