@@ -15,7 +15,7 @@
 set -euo pipefail
 
 # The server takes every variable that begins like this for a key of its configuration.
-export -n GUILDHALL_BIN GUILDHALL_BENCH_KEEP
+while read -r name; do export -n "$name"; done < <(compgen -A export GUILDHALL_)
 
 bench=$(cd "$(dirname "$0")" && pwd)
 repository=$(cd "$bench/../.." && pwd)

@@ -9,6 +9,8 @@ set -euo pipefail
 [[ -z ${GUILDHALL_BIN:-} ]] || GUILDHALL_BIN=$(realpath "$GUILDHALL_BIN")
 [[ -z ${SERVER_LOG:-} ]] || SERVER_LOG=$(realpath "$SERVER_LOG")
 if [[ -n ${SCREENSHOTS:-} ]]; then export SCREENSHOTS=$(realpath "$SCREENSHOTS"); fi
+# The server takes every variable that begins like this for a key of its configuration.
+while read -r name; do export -n "$name"; done < <(compgen -A export GUILDHALL_)
 cd "$(dirname "${BASH_SOURCE[0]}")"
 here=$PWD
 
@@ -118,8 +120,7 @@ publish = "anyone"
 rate_limits_off = true
 cheap_password_hashing = true
 TOML
-    # The server refuses GUILDHALL_ variables that it does not know, and GUILDHALL_BIN is ours.
-    (cd "$work" && exec env -u GUILDHALL_BIN "$binary" --config guildhall.toml) >"$work/server.log" 2>&1 &
+    (cd "$work" && exec "$binary" --config guildhall.toml) >"$work/server.log" 2>&1 &
     server_pid=$!
     BASE_URL=http://127.0.0.1:$port
     local deadline=$((SECONDS + 30))
