@@ -56,14 +56,12 @@ fn cursor() -> Packed {
 /// Copies what users take along, for as long as the server runs.
 pub fn follow(app: App) -> impl Future<Output = ()> + Send {
     let stored = app.store.get_raw(cursor()).ok().flatten();
-    let position = stored
-        .and_then(|value| Unpack(&value).u64())
-        .unwrap_or_else(|| app.store.published());
-    follow_from(app, position)
+    let stored = stored.and_then(|value| Unpack(&value).u64());
+    let position = stored.unwrap_or_else(|| app.store.published());
+    follow_from(app, position, stored)
 }
 
-async fn follow_from(app: App, mut position: Position) {
-    let mut written = position;
+async fn follow_from(app: App, mut position: Position, mut written: Option<Position>) {
     let reader = app.metrics.reader("upgrades");
     loop {
         reader.at(position);
@@ -92,12 +90,13 @@ async fn follow_from(app: App, mut position: Position) {
                 }
             }
         }
-        if changed || position - written >= WRITE_ENTRIES {
+        let due = written.is_none_or(|written| position - written >= WRITE_ENTRIES);
+        if changed || due {
             let mut commit = Commit::new();
             commit.put_raw(cursor(), Packed::new().u64(position));
             // Losing it costs looking at some events again.
             if app.store.queue(commit).await.is_ok() {
-                written = position;
+                written = Some(position);
             }
         }
     }

@@ -8,6 +8,9 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+/// How long a gateway waits to be told before the test has failed.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// A gateway that answers as it is told to, and keeps what it gets.
 struct Gateway {
     url: String,
@@ -48,7 +51,8 @@ impl Gateway {
     }
 
     async fn next(&mut self) -> Value {
-        self.got.recv().await.unwrap()
+        let next = tokio::time::timeout(PATIENCE, self.got.recv());
+        next.await.expect("nothing is told").unwrap()
     }
 
     fn pusher(&self, pushkey: &str) -> Value {
@@ -89,7 +93,7 @@ async fn read(client: &Client, room: &str, event: &str) {
 
 #[tokio::test]
 async fn a_gateway_is_told_of_an_event_in_full() {
-    locally(async {
+    locally(Box::pin(async {
         let (world, mut gateway) = (World::new().await, Gateway::new().await);
         let (alice, bob) = (world.register("alice").await, world.register("bob").await);
         set(&bob, gateway.pusher("key")).await;
@@ -123,13 +127,13 @@ async fn a_gateway_is_told_of_an_event_in_full() {
         let told = gateway.next().await;
         assert_eq!(told["counts"], json!({ "unread": 1, "missed_calls": 1 }));
         assert_eq!(told["devices"][0]["tweaks"], json!({ "sound": "ring" }));
-    })
+    }))
     .await;
 }
 
 #[tokio::test]
 async fn a_gateway_that_wants_only_ids_gets_only_ids_and_reading_updates_the_count() {
-    locally(async {
+    locally(Box::pin(async {
         let (world, mut gateway) = (World::new().await, Gateway::new().await);
         let (alice, bob) = (world.register("alice").await, world.register("bob").await);
         let mut pusher = gateway.pusher("key");
@@ -150,13 +154,13 @@ async fn a_gateway_that_wants_only_ids_gets_only_ids_and_reading_updates_the_cou
         assert_eq!(told["counts"], json!({ "unread": 1 }));
         read(&bob, &room, &second).await;
         assert_eq!(gateway.next().await["counts"], json!({ "unread": 0 }));
-    })
+    }))
     .await;
 }
 
 #[tokio::test]
 async fn an_invite_is_pushed_and_a_muted_room_is_not() {
-    locally(async {
+    locally(Box::pin(async {
         let (world, mut gateway) = (World::new().await, Gateway::new().await);
         let (alice, bob) = (world.register("alice").await, world.register("bob").await);
         set(&bob, gateway.pusher("key")).await;
@@ -177,13 +181,13 @@ async fn an_invite_is_pushed_and_a_muted_room_is_not() {
         alice.say(&room, "nobody hears this").await;
         let heard = alice.say(&other, "but this").await;
         assert_eq!(gateway.next().await["event_id"], json!(heard));
-    })
+    }))
     .await;
 }
 
 #[tokio::test]
 async fn a_gateway_that_fails_is_asked_again_and_what_was_read_meanwhile_is_not_told() {
-    locally(async {
+    locally(Box::pin(async {
         let (world, mut gateway) = (World::new().await, Gateway::new().await);
         let (alice, bob) = (world.register("alice").await, world.register("bob").await);
         set(&bob, gateway.pusher("key")).await;
@@ -199,13 +203,13 @@ async fn a_gateway_that_fails_is_asked_again_and_what_was_read_meanwhile_is_not_
         let told = gateway.next().await;
         assert_eq!(told["event_id"], json!(second));
         assert_eq!(told["counts"], json!({ "unread": 1 }));
-    })
+    }))
     .await;
 }
 
 #[tokio::test]
 async fn a_rejected_push_key_is_deleted_and_a_disabled_pusher_is_told_nothing() {
-    locally(async {
+    locally(Box::pin(async {
         let (world, mut gateway) = (World::new().await, Gateway::new().await);
         let (alice, bob) = (world.register("alice").await, world.register("bob").await);
         let mut off = gateway.pusher("off");
@@ -236,7 +240,7 @@ async fn a_rejected_push_key_is_deleted_and_a_disabled_pusher_is_told_nothing() 
         let told = gateway.next().await;
         assert_eq!(told["devices"][0]["pushkey"], "off");
         assert_eq!(told["event_id"], json!(second));
-    })
+    }))
     .await;
 }
 
@@ -392,4 +396,37 @@ async fn a_pusher_ends_with_the_session_that_set_it() {
     let left = pushers(&bob).await;
     assert_eq!(left.len(), 1);
     assert_eq!(left[0]["pushkey"], "first");
+}
+
+#[tokio::test]
+async fn a_restart_tells_what_was_not_told_before() {
+    locally(Box::pin(async {
+        let (world, mut gateway) = (World::on_disk(|_| {}).await, Gateway::new().await);
+        let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+        set(&bob, gateway.pusher("key")).await;
+        let room = alice.public_room().await;
+        bob.join(&room).await.ok();
+        let first = alice.say(&room, "one").await;
+        assert_eq!(gateway.next().await["event_id"], json!(first));
+        gateway.answers(500, json!({}));
+        let second = alice.say(&room, "two").await;
+        assert_eq!(gateway.next().await["event_id"], json!(second));
+        // A client holds its server.
+        drop((alice, bob));
+        let world = world.restart(|_| {}).await;
+        let (alice, bob) = (world.log_in("alice").await, world.log_in("bob").await);
+        gateway.answers(200, json!({}));
+        assert_eq!(pushers(&bob).await.len(), 1);
+        loop {
+            let told = gateway.next().await;
+            if told["event_id"] == json!(second) {
+                break;
+            }
+            // What was sent in the second before may come again.
+            assert_eq!(told["event_id"], json!(first));
+        }
+        let third = alice.say(&room, "three").await;
+        assert_eq!(gateway.next().await["event_id"], json!(third));
+    }))
+    .await;
 }

@@ -89,42 +89,42 @@ async fn threads_are_counted_apart_when_asked_for_and_read_apart() {
     let world = World::new().await;
     let (alice, bob) = (world.register("alice").await, world.register("bob").await);
     let room = room_of(&alice, &bob).await;
-    let a = alice.say(&room, "hello").await;
-    let b = in_thread(&alice, &room, &a, "start").await;
-    in_thread(&alice, &room, &a, "@bob:hs1: look").await;
-    let d = alice.say(&room, "hello @bob:hs1!").await;
-    in_thread(&alice, &room, &a, "end").await;
-    let f = related(&alice, &room, &a, "m.reference", "see").await;
-    let relation = json!({ "rel_type": "m.annotation", "event_id": f, "key": "x" });
-    let g = alice
+    let root = alice.say(&room, "hello").await;
+    let start = in_thread(&alice, &room, &root, "start").await;
+    in_thread(&alice, &room, &root, "@bob:hs1: look").await;
+    let hello = alice.say(&room, "hello @bob:hs1!").await;
+    in_thread(&alice, &room, &root, "end").await;
+    let reference = related(&alice, &room, &root, "m.reference", "see").await;
+    let relation = json!({ "rel_type": "m.annotation", "event_id": reference, "key": "x" });
+    let reaction = alice
         .send(&room, "m.reaction", json!({ "m.relates_to": relation }))
         .await
         .ok();
     let apart = async || {
         let answer = bob.sync(None, BY_THREAD).await;
         let joined = &answer["rooms"]["join"][&room];
-        let thread = &joined["unread_thread_notifications"][&a];
+        let thread = &joined["unread_thread_notifications"][&root];
         let thread = (!thread.is_null()).then(|| of(thread));
         (of(&joined["unread_notifications"]), thread)
     };
     assert_eq!(counts(&bob, &room).await, (6, 2));
     assert_eq!(apart().await, ((3, 1), Some((3, 1))));
-    read(&bob, &room, &a, json!({ "thread_id": "main" })).await;
+    read(&bob, &room, &root, json!({ "thread_id": "main" })).await;
     assert_eq!(counts(&bob, &room).await, (5, 2));
     assert_eq!(apart().await, ((2, 1), Some((3, 1))));
-    read(&bob, &room, &b, json!({ "thread_id": a })).await;
+    read(&bob, &room, &start, json!({ "thread_id": root })).await;
     assert_eq!(apart().await, ((2, 1), Some((2, 1))));
-    read(&bob, &room, &d, json!({})).await;
+    read(&bob, &room, &hello, json!({})).await;
     assert_eq!(apart().await, ((1, 0), Some((1, 0))));
-    let g = g["event_id"].as_str().unwrap();
-    read(&bob, &room, g, json!({ "thread_id": a })).await;
+    let reaction = reaction["event_id"].as_str().unwrap();
+    read(&bob, &room, reaction, json!({ "thread_id": root })).await;
     assert_eq!(apart().await, ((1, 0), None));
     assert_eq!(counts(&bob, &room).await, (1, 0));
-    in_thread(&alice, &room, &a, "once more").await;
+    in_thread(&alice, &room, &root, "once more").await;
     in_thread(
         &bob,
         &room,
-        &a,
+        &root,
         "what I say in a thread reads that thread alone",
     )
     .await;

@@ -29,13 +29,14 @@ impl Default for Badges {
     }
 }
 
-/// Looks at a room again. Whether the user may have less to read than they were told.
+/// Looks at a room again. Whether the user has less to read than they were told; `None`: it is not
+/// known what they were told, and it will be counted when it is told next.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn refresh(app: &App, user: UserNum, room: RoomNum) -> ApiResult<bool> {
+pub fn refresh(app: &App, user: UserNum, room: RoomNum) -> ApiResult<Option<bool>> {
     let Some(badge) = app.push.badges.0.get(&user) else {
-        return Ok(true);
+        return Ok(None);
     };
     let counts = of_room(app, user, room)?;
     let mut rooms = badge.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +44,7 @@ pub fn refresh(app: &App, user: UserNum, room: RoomNum) -> ApiResult<bool> {
     if counts.notify > 0 {
         rooms.insert(room, counts);
     }
-    Ok(counts.notify < before.notify)
+    Ok(Some(counts.notify < before.notify))
 }
 
 /// Forgets a user's number: something changed for all of their rooms.

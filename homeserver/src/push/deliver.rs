@@ -77,12 +77,12 @@ pub fn run(app: App) -> impl Future<Output = ()> + Send {
     // A server that never pushed begins at the end of the log as it is now, not when this first runs.
     let published = app.store.published();
     let stored = app.store.get_raw(cursor()).ok().flatten();
+    let stored = stored.and_then(|value| Unpack(&value).u64());
     let position = stored
-        .and_then(|value| Unpack(&value).u64())
         .unwrap_or(published)
         .max(published.saturating_sub(HELD_ENTRIES_MAX));
     Reader {
-        written: position,
+        written: stored,
         write_at: app.clock.instant(),
         lag: app.metrics.reader("push"),
         app,
@@ -99,8 +99,8 @@ struct Reader {
     position: Position,
     /// The same, for those who watch.
     lag: crate::metrics::Reader,
-    /// Up to where a restart need not read it.
-    written: Position,
+    /// Up to where a restart will not read it; a server that never pushed has nothing written.
+    written: Option<Position>,
     /// When that may be written again.
     write_at: Instant,
     outbox: Outbox,
@@ -152,7 +152,7 @@ impl Reader {
             }
             let wake_at = [
                 self.outbox.wake_at(),
-                (self.held() != self.written).then_some(self.write_at),
+                (Some(self.held()) != self.written).then_some(self.write_at),
                 failed.then(|| now + RETRY),
             ];
             let wake_at = wake_at.into_iter().flatten().min();
@@ -177,7 +177,10 @@ impl Reader {
     fn take(&mut self, position: Position, entry: &LogEntry) -> ApiResult<()> {
         match entry {
             LogEntry::Event(event) => self.event(position, event),
-            LogEntry::Other(Change::Receipt { user, room, .. }) => self.read(*user, *room),
+            LogEntry::Other(Change::Receipt { user, room, .. }) => {
+                // After a restart it is not known what was told; a receipt means less, most likely.
+                self.read(*user, *room, true)
+            }
             LogEntry::Other(Change::AccountData { user, room: None })
                 if self.app.push.pushers.has(*user) =>
             {
@@ -205,7 +208,7 @@ impl Reader {
                 .transpose()?;
             let target = target.flatten().filter(|target| pushers.has(*target));
             if let Some(target) = target.filter(|target| !users.contains(target)) {
-                self.read(target, event.room)?;
+                self.read(target, event.room, false)?;
                 users.push(target);
             }
         }
@@ -214,7 +217,7 @@ impl Reader {
             let user_id = app.store.user_id(user)?;
             if redaction || *pdu.sender() == user_id {
                 // What one sends reads what was there; what is redacted counts no more.
-                self.read(user, event.room)?;
+                self.read(user, event.room, false)?;
             }
             if *pdu.sender() == user_id {
                 continue;
@@ -239,9 +242,12 @@ impl Reader {
         Ok(())
     }
 
-    /// A user has read something, or has less to read for another reason.
-    fn read(&mut self, user: UserNum, room: RoomNum) -> ApiResult<()> {
-        if !self.app.push.pushers.has(user) || !badge::refresh(&self.app, user, room)? {
+    /// A user has read something, or has less to read for another reason; `else_told`: whether the
+    /// count is told when it is not known what it was.
+    fn read(&mut self, user: UserNum, room: RoomNum, else_told: bool) -> ApiResult<()> {
+        if !self.app.push.pushers.has(user)
+            || !badge::refresh(&self.app, user, room)?.unwrap_or(else_told)
+        {
             return Ok(());
         }
         for row in pushers::to_tell(&self.app, user)? {
@@ -283,7 +289,7 @@ impl Reader {
     async fn write(&mut self, now: Instant) {
         let held = self.held();
         let told = std::mem::take(&mut self.told);
-        if held == self.written && told.is_empty() {
+        if Some(held) == self.written && told.is_empty() {
             return;
         }
         let mut commit = Commit::new();
@@ -293,7 +299,7 @@ impl Reader {
         let noted = pushers::note_told(&self.app, &mut commit, ahead);
         // Losing it costs pushes that are told twice.
         if noted.is_ok() && self.app.store.commit(commit).await.is_ok() {
-            self.written = held;
+            self.written = Some(held);
         }
         self.write_at = now + WRITE_EVERY;
     }
