@@ -202,8 +202,7 @@ impl Both<'_> {
         members::append(self.app, &mut self.new, &mut self.commit, self.caller, join).await?;
         let levels = self.levels()?;
         let at_first = self.levels_to_copy_with(&levels);
-        self.in_new("m.room.power_levels", "", &at_first)
-            .await?;
+        self.in_new("m.room.power_levels", "", &at_first).await?;
         for kind in COPIED {
             if let Some(content) = content(&self.old, kind, "")? {
                 self.copy(kind, "", content).await?;

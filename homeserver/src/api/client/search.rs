@@ -227,7 +227,8 @@ async fn search(app: App, caller: Caller, request: RawRequest) -> ApiResult<Valu
     let mut found = json!({ "count": count, "highlights": words, "results": results });
     if let Some(found) = found.as_object_mut() {
         let behind = match gave_up {
-            _ if more => Some(next(hits.last(), hits.len())),
+            // Clients page on until a page is empty: a full page is told from a last one by nothing.
+            _ if more || hits.len() == limit => Some(next(hits.last(), hits.len())),
             Some(order) if !by_rank => Some(Start {
                 before: Some(order),
                 ..next(None, hits.len())
