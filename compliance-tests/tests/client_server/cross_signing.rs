@@ -328,6 +328,7 @@ async fn a_dehydrated_device_receives_messages_until_it_is_replaced() {
     let events = format!("{path}/DRY/events");
     let reply = alice.post(&events, json!({})).await.ok();
     assert_eq!(reply["events"][0]["content"], json!({ "n": 1 }));
+    assert_eq!(alice.get(&events).await.ok()["events"], reply["events"]);
     let next = json!({ "next_batch": reply["next_batch"] });
     let reply = alice.post(&events, next).await.ok();
     assert_eq!(reply["events"], json!([]));

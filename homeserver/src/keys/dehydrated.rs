@@ -137,7 +137,8 @@ pub fn forget(app: &App, commit: &mut Commit, user: UserNum, device: &DeviceId) 
     Ok(())
 }
 
-/// The messages that wait for the dehydrated device, from `next_batch` of the answer before.
+/// The messages that wait for the dehydrated device, from `next_batch` of the answer before. No
+/// messages: there are no more.
 ///
 /// # Errors
 /// `M_FORBIDDEN` for another device, `M_INVALID_PARAM` for a token from elsewhere.

@@ -102,21 +102,6 @@ pub fn defaults(user_id: &UserId) -> Ruleset {
         let place = place.map_or(rules.override_.len(), |place| place + 1);
         rules.override_.shift_insert(place, rule);
     }
-    // MSC3930 came to say this by another kind of condition, which clients in use do not look for.
-    let poll_response = json!({
-        "rule_id": PredefinedOverrideRuleId::PollResponse,
-        "default": true,
-        "enabled": true,
-        "conditions": [{
-            "kind": "event_match",
-            "key": "type",
-            "pattern": "org.matrix.msc3381.poll.response",
-        }],
-        "actions": [],
-    });
-    let poll_response: ConditionalPushRule =
-        serde_json::from_value(poll_response).expect("a rule of our own is a rule");
-    rules.override_.replace(poll_response);
     let by_name = json!({
         "rule_id": ".m.rule.contains_user_name",
         "default": true,

@@ -40,7 +40,8 @@ pub(super) fn routes(routes: &mut Routes) {
     routes.raw(Method::GET, DEHYDRATED, get_dehydrated);
     routes.raw(Method::DELETE, DEHYDRATED, delete_dehydrated);
     let events = format!("{DEHYDRATED}/{{device_id}}/events");
-    routes.raw(Method::POST, &events, dehydrated_events);
+    routes.raw(Method::GET, &events, dehydrated_events);
+    routes.raw(Method::POST, &events, dehydrated_events_posted);
 }
 
 async fn create(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
@@ -137,12 +138,23 @@ async fn delete_dehydrated(app: App, caller: Caller, _: RawRequest) -> ApiResult
     dehydrated::delete(&app, caller.user).await
 }
 
+async fn dehydrated_events(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
+    let device: OwnedDeviceId = request.arg(0).into();
+    let from = request.query("from");
+    dehydrated::events(&app, caller.user, &device, from.as_deref()).await
+}
+
 #[derive(Deserialize)]
 struct Events {
     next_batch: Option<String>,
 }
 
-async fn dehydrated_events(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
+/// The same as the proposal had it before: the point in the body, and a next one in every answer.
+async fn dehydrated_events_posted(
+    app: App,
+    caller: Caller,
+    request: RawRequest,
+) -> ApiResult<Value> {
     let body: Events = request.json()?;
     let device: OwnedDeviceId = request.arg(0).into();
     dehydrated::events(&app, caller.user, &device, body.next_batch.as_deref()).await

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use http::StatusCode;
 use ruma::{
     OwnedDeviceId, OwnedUserId,
-    api::client::session::{get_login_types, login, logout, logout_all, refresh_token},
+    api::client::{
+        session::{get_login_types, login, logout, logout_all, refresh_token},
+        uiaa::UserIdentifier,
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -93,19 +96,11 @@ async fn log_in(app: App, Public(client): Public, request: RawRequest) -> ApiRes
     }
     let (user, user_id) = match &typed.login_info {
         LoginInfo::Password(info) => {
-            let identifier = info
-                .identifier
-                .as_ref()
-                .ok_or_else(|| ApiError::missing_param("`identifier` is missing"))?;
-            let user_id = uia::user_of(&app, identifier)?;
+            let user_id = user_named(&app, info.identifier.as_ref(), &request)?;
             with_password(&app, user_id, info.password.clone()).await?
         }
         LoginInfo::ApplicationService(info) => {
-            let identifier = info
-                .identifier
-                .as_ref()
-                .ok_or_else(|| ApiError::missing_param("`identifier` is missing"))?;
-            let user_id = uia::user_of(&app, identifier)?;
+            let user_id = user_named(&app, info.identifier.as_ref(), &request)?;
             with_service(&app, &request, user_id)?
         }
         LoginInfo::Token(info) => with_token(&app, &info.token).await?,
@@ -237,6 +232,23 @@ fn may_log_in(account: &UserRow) -> ApiResult<()> {
         .with("soft_logout", true));
     }
     Ok(())
+}
+
+/// Who logs in: by `identifier`, or by `user`, which clients still send though it is deprecated.
+fn user_named(
+    app: &App,
+    identifier: Option<&UserIdentifier>,
+    request: &RawRequest,
+) -> ApiResult<OwnedUserId> {
+    #[derive(Deserialize)]
+    struct Old {
+        user: Option<String>,
+    }
+    match (identifier, request.json::<Old>()?.user) {
+        (Some(identifier), _) => uia::user_of(app, identifier),
+        (None, Some(user)) => uia::named_user(app, &user),
+        (None, None) => Err(ApiError::missing_param("`identifier` is missing")),
+    }
 }
 
 /// Logs a device in: a new one, or a known one again, whose old tokens end.
