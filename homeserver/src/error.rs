@@ -92,6 +92,10 @@ constructors! {
     weak_password => BAD_REQUEST, "M_WEAK_PASSWORD";
     /// A sliding sync `pos` that is not known here.
     unknown_pos => BAD_REQUEST, "M_UNKNOWN_POS";
+    /// An event that is not in the thread it should be in (MSC4306).
+    not_in_thread => BAD_REQUEST, "IO.ELEMENT.MSC4306.M_NOT_IN_THREAD";
+    /// A subscription of a client's own that its user has overruled (MSC4306).
+    conflicting_unsubscription => CONFLICT, "IO.ELEMENT.MSC4306.M_CONFLICTING_UNSUBSCRIPTION";
     /// The client should have been faster.
     timed_out => REQUEST_TIMEOUT, "M_UNKNOWN";
     /// Another server did not do its part.

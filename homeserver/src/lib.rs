@@ -26,6 +26,7 @@ pub mod search;
 pub mod server;
 pub mod sync;
 pub mod tasks;
+pub mod threads;
 pub mod to_device;
 pub mod upgrades;
 pub mod upkeep;

@@ -23,5 +23,6 @@ mod rooms;
 mod rooms_read;
 mod search;
 mod sliding;
+mod threads;
 mod unread;
 mod upgrade;

@@ -33,6 +33,7 @@ pub mod shared_secret;
 mod sliding;
 mod spaces;
 mod sync;
+mod threads;
 pub mod uia;
 mod upgrade;
 mod users;
@@ -77,6 +78,7 @@ pub fn routes(routes: &mut Routes) {
     sliding::routes(routes);
     spaces::routes(routes);
     sync::routes(routes);
+    threads::routes(routes);
     upgrade::routes(routes);
     users::routes(routes);
 }

@@ -247,6 +247,7 @@ fn concerned(
             | Change::AccountData { user, .. }
             | Change::ToDevice { user, .. }
             | Change::KeyCounts { user, .. }
+            | Change::ThreadSubscription { user }
             | Change::Forgot { user } => {
                 users.insert(*user);
             }

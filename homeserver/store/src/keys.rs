@@ -136,6 +136,10 @@ keyspaces! {
     PUSHER = 0x33;
     /// hash of app ID and push key, user → nothing: who has a pusher for a device.
     PUSHER_KEY = 0x34;
+    /// user, room, event hash of a thread's root → position, `Wish`.
+    THREAD_SUBSCRIPTION = 0x35;
+    /// user, position → room, event ID of the thread's root.
+    THREAD_SUBSCRIPTION_CHANGE = 0x36;
 
     /// user, device → device keys.
     DEVICE_KEYS = 0x40;

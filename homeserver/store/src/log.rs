@@ -71,6 +71,11 @@ pub enum Change {
         /// Of which device.
         device: OwnedDeviceId,
     },
+    /// What a user wants of a thread.
+    ThreadSubscription {
+        /// Whose.
+        user: UserNum,
+    },
     /// A user forgot a room.
     Forgot {
         /// Who.

@@ -26,7 +26,7 @@ const VERSIONS: [&str; 27] = [
 ];
 
 /// What is served beyond them, or by the names it had before.
-const UNSTABLE: [&str; 22] = [
+const UNSTABLE: [&str; 24] = [
     "com.beeper.msc4169",
     "org.matrix.msc2285.stable",
     "org.matrix.msc3030",
@@ -42,6 +42,8 @@ const UNSTABLE: [&str; 22] = [
     "org.matrix.msc4140",
     "org.matrix.msc4143",
     "org.matrix.msc4222",
+    "org.matrix.msc4306",
+    "org.matrix.msc4308",
     "org.matrix.msc4380.stable",
     "org.matrix.simplified_msc3575",
     "uk.half-shot.msc2666.query_mutual_rooms",

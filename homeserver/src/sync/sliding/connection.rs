@@ -72,6 +72,8 @@ pub(super) struct Told {
     pub(super) typing: Heard<()>,
     /// Of global account data, up to where.
     pub(super) global: Option<Position>,
+    /// Of thread subscriptions, up to where.
+    pub(super) threads: Option<Position>,
     /// Of changed devices, up to where.
     pub(super) devices: Option<Position>,
     /// How many keys the device has left.

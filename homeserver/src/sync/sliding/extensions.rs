@@ -1,7 +1,7 @@
-//! What sliding sync tells besides rooms: account data, receipts, who types.
+//! What sliding sync tells besides rooms: account data, receipts, who types, thread subscriptions.
 //!
 //! An extension tells of a room in full when it first has to do with it, and of changes afterwards.
-//! Spec: MSC4186, "Extensions"; MSC3959, MSC3960, MSC3961.
+//! Spec: MSC4186, "Extensions"; MSC3959, MSC3960, MSC3961, MSC4308.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +26,7 @@ use crate::{
     push::rules::{self, PUSH_RULES},
     receipts,
     sync::{Token, touched::Touched, v3::receipts_event},
+    threads::{self, Page},
 };
 
 /// How many receipts of a room are looked at when the room is new to the client.
@@ -40,6 +41,11 @@ pub(super) struct Extensions {
     receipts: Option<Rooms<Box<RawValue>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     typing: Option<Rooms<Box<RawValue>>>,
+    #[serde(
+        rename = "io.element.msc4308.thread_subscriptions",
+        skip_serializing_if = "Option::is_none"
+    )]
+    threads: Option<Threads>,
     #[serde(flatten)]
     encryption: Encryption,
 }
@@ -53,6 +59,14 @@ struct AccountData {
 }
 
 #[derive(Debug, Serialize)]
+struct Threads {
+    #[serde(flatten)]
+    page: Page,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_batch: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
 struct Rooms<T> {
     rooms: BTreeMap<OwnedRoomId, T>,
 }
@@ -63,6 +77,7 @@ impl Extensions {
         self.account_data.is_none()
             && self.receipts.is_none()
             && self.typing.is_none()
+            && self.threads.is_none()
             && self.encryption.is_empty()
     }
 }
@@ -116,6 +131,9 @@ impl Asked<'_> {
             extensions.typing = (!rooms.is_empty()).then_some(Rooms { rooms });
         } else {
             told.typing.miss(self.touched.rooms.as_ref(), |_| false);
+        }
+        if wanted.threads.enabled == Some(true) {
+            extensions.threads = self.threads(&wanted.threads, told)?;
         }
         extensions.encryption = encryption::answer(self, wanted, told)?;
         Ok(extensions)
@@ -236,6 +254,20 @@ impl Asked<'_> {
             .map(|user| app.store.user_id(user))
             .collect();
         raw(&json!({ "type": "m.typing", "content": { "user_ids": users? } })).map(Some)
+    }
+
+    fn threads(
+        &self,
+        wanted: &request::ThreadSubscriptions,
+        told: &mut Told,
+    ) -> ApiResult<Option<Threads>> {
+        let (app, until) = (self.look.app, self.look.until.position());
+        let limit = wanted.limit.unwrap_or(threads::PAGE_DEFAULT);
+        let limit = usize::try_from(limit.min(threads::PAGE_MAX)).unwrap_or(1);
+        let since = told.threads.replace(until).unwrap_or(0);
+        let page = Page::read(app, self.user, since, until, limit)?;
+        let prev_batch = page.more.map(|more| more.to_string());
+        Ok((!page.is_empty()).then_some(Threads { page, prev_batch }))
     }
 
     fn is_joined(&self, room: RoomNum) -> ApiResult<bool> {

@@ -147,6 +147,19 @@ pub struct Extensions {
     pub to_device: ToDevice,
     /// Keys and devices.
     pub e2ee: Extension,
+    /// Which threads the user wants to hear of.
+    #[serde(rename = "io.element.msc4308.thread_subscriptions")]
+    pub threads: ThreadSubscriptions,
+}
+
+/// The extension for thread subscriptions. Spec: MSC4308.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ThreadSubscriptions {
+    /// Whether they are wanted.
+    pub enabled: Option<bool>,
+    /// How many changes at most; what is older is told by an endpoint of its own.
+    pub limit: Option<u64>,
 }
 
 /// The extension for messages to the device.
@@ -368,6 +381,11 @@ fn checked(request: Request) -> ApiResult<Request> {
             "there are {count} {what}, at most {max} may be asked for"
         )))
     };
+    if request.extensions.threads.limit == Some(0) {
+        return Err(ApiError::invalid_param(
+            "the limit of thread subscriptions is at least 1",
+        ));
+    }
     let rules = &request.rules;
     most("lists", rules.lists.len(), LISTS_MAX)?;
     let subscriptions_max = match request.form {
