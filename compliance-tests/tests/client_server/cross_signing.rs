@@ -332,6 +332,12 @@ async fn a_dehydrated_device_receives_messages_until_it_is_replaced() {
     let next = json!({ "next_batch": reply["next_batch"] });
     let reply = alice.post(&events, next).await.ok();
     assert_eq!(reply["events"], json!([]));
+    let reply = alice.get(&events).await.ok();
+    assert_eq!(
+        reply,
+        json!({ "events": [] }),
+        "they are deleted, and that was all"
+    );
     alice.put(path, device("DRIER")).await.ok();
     alice
         .post(&events, json!({}))

@@ -141,7 +141,17 @@ async fn delete_dehydrated(app: App, caller: Caller, _: RawRequest) -> ApiResult
 async fn dehydrated_events(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
     let device: OwnedDeviceId = request.arg(0).into();
     let from = request.query("from");
-    dehydrated::events(&app, caller.user, &device, from.as_deref()).await
+    let mut answer = dehydrated::events(&app, caller.user, &device, from.as_deref()).await?;
+    if let Some(answer) = answer.as_object_mut()
+        && answer
+            .get("events")
+            .and_then(Value::as_array)
+            .is_none_or(Vec::is_empty)
+    {
+        // Here a client asks on for as long as there is a next point.
+        answer.remove("next_batch");
+    }
+    Ok(answer)
 }
 
 #[derive(Deserialize)]
