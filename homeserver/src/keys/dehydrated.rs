@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
 use store::{
     Commit,
-    keys::{Keyspace, Packed, Table, UserNum},
+    keys::{Keyspace, Packed, Position, Table, UserNum},
 };
 
 use super::{KeysById, Upload, prepare};
@@ -142,22 +142,44 @@ pub fn forget(app: &App, commit: &mut Commit, user: UserNum, device: &DeviceId) 
 ///
 /// # Errors
 /// `M_FORBIDDEN` for another device, `M_INVALID_PARAM` for a token from elsewhere.
-pub async fn events(
+pub fn events(
     app: &App,
     user: UserNum,
     device: &DeviceId,
     next_batch: Option<&str>,
 ) -> ApiResult<Value> {
+    let since = since(app, user, device, next_batch)?;
+    let until = app.store.published();
+    let (events, upto) = to_device::pending(&app.store, user, device, since, until)?;
+    Ok(json!({ "events": events, "next_batch": Token::new(upto, 0).to_string() }))
+}
+
+/// Deletes the messages before `next_batch`.
+///
+/// # Errors
+/// As [`events`].
+pub async fn acknowledge(
+    app: &App,
+    user: UserNum,
+    device: &DeviceId,
+    next_batch: Option<&str>,
+) -> ApiResult<()> {
+    let since = since(app, user, device, next_batch)?;
+    to_device::acknowledge(&app.store, user, device, since).await
+}
+
+fn since(
+    app: &App,
+    user: UserNum,
+    device: &DeviceId,
+    next_batch: Option<&str>,
+) -> ApiResult<Position> {
     let row = app.store.get(DEVICES, at(user))?.ok_or_else(none)?;
     if row.device_id != *device {
         return Err(ApiError::forbidden("this is not your dehydrated device"));
     }
-    let since = match next_batch {
+    Ok(match next_batch {
         Some(token) => Token::parse(app, token)?.position(),
         None => 0,
-    };
-    to_device::acknowledge(&app.store, user, device, since).await?;
-    let until = app.store.published();
-    let (events, upto) = to_device::pending(&app.store, user, device, since, until)?;
-    Ok(json!({ "events": events, "next_batch": Token::new(upto, 0).to_string() }))
+    })
 }

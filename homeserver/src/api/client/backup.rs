@@ -141,7 +141,7 @@ async fn delete_dehydrated(app: App, caller: Caller, _: RawRequest) -> ApiResult
 async fn dehydrated_events(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
     let device: OwnedDeviceId = request.arg(0).into();
     let from = request.query("from");
-    let mut answer = dehydrated::events(&app, caller.user, &device, from.as_deref()).await?;
+    let mut answer = dehydrated::events(&app, caller.user, &device, from.as_deref())?;
     if let Some(answer) = answer.as_object_mut()
         && answer
             .get("events")
@@ -167,5 +167,7 @@ async fn dehydrated_events_posted(
 ) -> ApiResult<Value> {
     let body: Events = request.json()?;
     let device: OwnedDeviceId = request.arg(0).into();
-    dehydrated::events(&app, caller.user, &device, body.next_batch.as_deref()).await
+    let from = body.next_batch.as_deref();
+    dehydrated::acknowledge(&app, caller.user, &device, from).await?;
+    dehydrated::events(&app, caller.user, &device, from)
 }
