@@ -1,21 +1,15 @@
 //! Account data: what clients keep on the server for their user, and what of it the server heeds.
 //!
-//! Spec: client-server API, "Client Config", "Ignoring Users", "Invite permissions".
+//! Spec: client-server API, "Client Config", "Ignoring Users".
 
-use http::StatusCode;
-use ruma::{UserId, events::ignored_user_list::IgnoredUserListEventContent};
+use ruma::events::ignored_user_list::IgnoredUserListEventContent;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::value::RawValue;
 use store::{
     Commit, Store, StoreError,
     keys::{Keyspace, Packed, Position, RoomNum, Unpack, UserNum},
     kv::Direction,
     log::Change,
-};
-
-use crate::{
-    error::{ApiError, ApiResult},
-    server::App,
 };
 
 /// How many users' changes can be in progress without one waiting for another, at best.
@@ -256,38 +250,4 @@ pub fn ignored_by(store: &Store, user: UserNum) -> Result<Vec<ruma::OwnedUserId>
     Ok(list
         .map(|list| list.ignored_users.into_keys().collect())
         .unwrap_or_default())
-}
-
-/// That `target`, if local, takes invites from `sender`.
-///
-/// # Errors
-/// `M_INVITE_BLOCKED`. Spec: client-server API, "Invite permissions".
-pub fn check_invite_allowed(app: &App, sender: &UserId, target: &UserId) -> ApiResult<()> {
-    let blocked = || {
-        ApiError::new(
-            StatusCode::FORBIDDEN,
-            "M_INVITE_BLOCKED",
-            "the user does not take invites",
-        )
-    };
-    let Some(user) = app
-        .store
-        .find_user(target)?
-        .filter(|_| app.is_local(target))
-    else {
-        return Ok(());
-    };
-    if sender == target {
-        return Ok(());
-    }
-    let config: Option<Map<String, Value>> =
-        get_as(&app.store, user, None, "m.invite_permission_config")?;
-    let action = config
-        .as_ref()
-        .and_then(|config| config.get("default_action"))
-        .and_then(Value::as_str);
-    if action == Some("block") {
-        return Err(blocked());
-    }
-    Ok(())
 }

@@ -92,6 +92,8 @@ constructors! {
     weak_password => BAD_REQUEST, "M_WEAK_PASSWORD";
     /// A sliding sync `pos` that is not known here.
     unknown_pos => BAD_REQUEST, "M_UNKNOWN_POS";
+    /// The user takes no invites, or none of this sender.
+    invite_blocked => FORBIDDEN, "M_INVITE_BLOCKED";
     /// An event that is not in the thread it should be in (MSC4306).
     not_in_thread => BAD_REQUEST, "IO.ELEMENT.MSC4306.M_NOT_IN_THREAD";
     /// A subscription of a client's own that its user has overruled (MSC4306).

@@ -13,6 +13,7 @@ pub mod ephemeral;
 pub mod error;
 pub mod guests;
 pub mod http;
+pub mod invites;
 pub mod keys;
 pub mod media;
 pub mod metrics;

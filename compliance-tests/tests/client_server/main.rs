@@ -11,6 +11,7 @@ mod appservices;
 mod cross_signing;
 mod delayed;
 mod directory;
+mod invites;
 mod keys;
 mod media;
 mod operations;

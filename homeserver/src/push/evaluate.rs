@@ -13,14 +13,18 @@ use quick_cache::sync::Cache;
 use ruma::{
     OwnedEventId, OwnedUserId, UInt, UserId,
     events::{
-        AnySyncTimelineEvent,
-        room::power_levels::{RoomPowerLevels, RoomPowerLevelsEventContent, RoomPowerLevelsSource},
+        AnySyncTimelineEvent, TimelineEventType,
+        room::{
+            member::MembershipState,
+            power_levels::{RoomPowerLevels, RoomPowerLevelsEventContent, RoomPowerLevelsSource},
+        },
     },
     push::{Action, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
     serde::Raw,
 };
 use serde_json::value::RawValue;
 use store::{
+    StoreError,
     keys::{Position, RoomNum, UserNum},
     rooms::{RoomView, TimelineEvent},
 };
@@ -29,6 +33,7 @@ use super::rules::{self, PUSH_RULES};
 use crate::{
     account_data,
     error::ApiResult,
+    invites,
     rooms::{members::MemberContent, read::state_content},
     server::App,
 };
@@ -156,6 +161,9 @@ impl<'a> Judge<'a> {
         {
             return &[];
         }
+        if self.is_ignored_invite(event).unwrap_or(false) {
+            return &[];
+        }
         let Some(flat) = flat(self.app, event) else {
             return &[];
         };
@@ -169,6 +177,21 @@ impl<'a> Judge<'a> {
             }
         }
         &[]
+    }
+
+    /// Whether an event is an invite of the user, by one whose invites they are not shown.
+    fn is_ignored_invite(&self, event: &TimelineEvent) -> Result<bool, StoreError> {
+        let (pdu, user_id) = (&event.pdu, &self.context.user_id);
+        let is_own = *pdu.kind() == TimelineEventType::RoomMember
+            && pdu.state_key() == Some(user_id.as_str());
+        let content: Option<MemberContent> = is_own.then(|| pdu.content_as()).flatten();
+        if content.is_none_or(|content| content.membership != MembershipState::Invite) {
+            return Ok(false);
+        }
+        match self.app.store.find_user(user_id)? {
+            Some(user) => invites::is_ignored(&self.app.store, user, pdu.sender()),
+            None => Ok(false),
+        }
     }
 }
 

@@ -164,7 +164,7 @@ pub async fn append(
         }
     }
     if change.to == To::Invite {
-        crate::account_data::check_invite_allowed(app, &caller.user_id, target)?;
+        crate::invites::check_allowed(app, &caller.user_id, target)?;
     }
     let content =
         serde_json::value::to_raw_value(&content).map_err(|error| ApiError::internal(&error))?;

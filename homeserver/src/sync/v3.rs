@@ -25,6 +25,7 @@ use crate::{
     account_data,
     error::{ApiError, ApiResult},
     http::Caller,
+    invites,
     keys::lists::DeviceLists,
     push::{
         rules::{self, PUSH_RULES},
@@ -542,12 +543,14 @@ impl<'a> Syncing<'a> {
 
     fn outside(&self, rooms: &mut Rooms, sight: &Sight, row: &MembershipRow) -> ApiResult<()> {
         let event = self.app.store.event(&row.event_id)?;
-        if event.is_some_and(|event| {
-            self.ignored
-                .iter()
-                .any(|user_id| user_id == event.pdu.sender())
-        }) {
-            return Ok(());
+        if let Some(event) = event {
+            let sender = event.pdu.sender();
+            let ignored = self.ignored.iter().any(|user_id| user_id == sender)
+                || (row.membership == Membership::Invite
+                    && invites::is_ignored(&self.app.store, self.caller.user, sender)?);
+            if ignored {
+                return Ok(());
+            }
         }
         let events = Events {
             events: stripped_state(self.app, &sight.view.head.state, &self.caller.user_id)?,

@@ -26,7 +26,7 @@ const VERSIONS: [&str; 27] = [
 ];
 
 /// What is served beyond them, or by the names it had before.
-const UNSTABLE: [&str; 24] = [
+const UNSTABLE: [&str; 25] = [
     "com.beeper.msc4169",
     "org.matrix.msc2285.stable",
     "org.matrix.msc3030",
@@ -41,6 +41,7 @@ const UNSTABLE: [&str; 24] = [
     "org.matrix.msc3981",
     "org.matrix.msc4140",
     "org.matrix.msc4143",
+    "org.matrix.msc4155",
     "org.matrix.msc4222",
     "org.matrix.msc4306",
     "org.matrix.msc4308",

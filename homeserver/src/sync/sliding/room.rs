@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     error::{ApiError, ApiResult},
+    invites,
     push::unread,
     rooms::{
         members::MemberContent,
@@ -196,10 +197,11 @@ impl Look<'_> {
             return Ok((None, now_told));
         }
         let invite = self.app.store.event(&row.event_id)?;
-        let ignored = row.membership == Membership::Invite
-            && invite.is_some_and(|event| self.ignores(event.pdu.sender()));
-        if ignored {
-            return Ok((None, now_told));
+        if let Some(invite) = invite.filter(|_| row.membership == Membership::Invite) {
+            let (sender, user) = (invite.pdu.sender(), sight.viewer.user);
+            if self.ignores(sender) || invites::is_ignored(&self.app.store, user, sender)? {
+                return Ok((None, now_told));
+            }
         }
         let state = state_up_to(self.app, sight, row.position)?;
         let stripped = stripped_state(self.app, &state, &sight.viewer.user_id)?;
