@@ -275,10 +275,7 @@ async fn subscriptions_outlive_the_process() {
     let room = alice.public_room().await;
     let root = alice.say(&room, "root").await;
     subscribe(&alice, &room, &root).await;
-<<<<<<< HEAD
     // A client holds on to the server that it speaks to.
-=======
->>>>>>> h-threads
     drop(alice);
     let world = world.restart(|_| {}).await;
     let alice = world.log_in("alice").await;
