@@ -153,8 +153,14 @@ async fn write(
     let mut commit = Commit::new();
     match before {
         Some((position, _)) => commit.delete(change_key_at(user, position)),
-        None => make_place(&app.store, &mut commit, user)?,
+        None => make_place(&app.store, &mut commit, user, THREADS_USER_MAX)?,
     }
+    put(&mut commit, user, (room, root), wish);
+    app.store.commit(commit).await?;
+    Ok(())
+}
+
+fn put(commit: &mut Commit, user: UserNum, (room, root): (RoomNum, &EventId), wish: Wish) {
     let entry = commit.log(Change::ThreadSubscription { user });
     let json = serde_json::to_vec(&wish).expect("a name always serialises");
     commit.put_raw_at(
@@ -167,20 +173,23 @@ async fn write(
         change_key(user).position(),
         Packed::new().room(room).text(root.as_str()),
     );
-    app.store.commit(commit).await?;
-    Ok(())
 }
 
-/// Forgets what a user wants of the thread that changed longest ago, if there is no place for another.
-fn make_place(store: &Store, commit: &mut Commit, user: UserNum) -> Result<(), StoreError> {
+/// Forgets what a user wants of the thread that changed longest ago, if `most` are remembered.
+fn make_place(
+    store: &Store,
+    commit: &mut Commit,
+    user: UserNum,
+    most: usize,
+) -> Result<(), StoreError> {
     let mut oldest = None;
     let mut count = 0;
     store.visit(&change_key(user), Direction::Ascending, |key, value| {
         count += 1;
         oldest.get_or_insert_with(|| (key.to_vec(), value.to_vec()));
-        Ok(count < THREADS_USER_MAX)
+        Ok(count < most)
     })?;
-    let Some((change, value)) = oldest.filter(|_| count >= THREADS_USER_MAX) else {
+    let Some((change, value)) = oldest.filter(|_| count >= most) else {
         return Ok(());
     };
     if let Some((room, root)) = thread(&value) {
@@ -279,5 +288,42 @@ impl Page {
     /// Whether there is nothing to tell.
     pub fn is_empty(&self) -> bool {
         self.subscribed.is_empty() && self.unsubscribed.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::event_id;
+    use store::{CacheSizes, kv::Engine};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_thread_that_changed_longest_ago_gives_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let sizes = CacheSizes::default();
+        let store = Store::open(Engine::Memory, directory.path(), sizes).unwrap();
+        let (user, other, room) = (UserNum(1), UserNum(2), RoomNum(1));
+        let roots = [event_id!("$one"), event_id!("$two"), event_id!("$three")];
+        for user in [other, user] {
+            for root in roots {
+                let mut commit = Commit::new();
+                make_place(&store, &mut commit, user, 2).unwrap();
+                put(&mut commit, user, (room, root), Wish::Manual);
+                store.commit(commit).await.unwrap();
+            }
+        }
+        for user in [other, user] {
+            let kept = roots.map(|root| get(&store, user, room, root).unwrap().is_some());
+            assert_eq!(kept, [false, true, true]);
+            let mut changes = 0;
+            let count = |_: &[u8], _: &[u8]| {
+                changes += 1;
+                Ok(true)
+            };
+            let prefix = change_key(user);
+            store.visit(&prefix, Direction::Ascending, count).unwrap();
+            assert_eq!(changes, 2);
+        }
     }
 }

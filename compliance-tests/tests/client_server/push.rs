@@ -185,6 +185,26 @@ async fn an_invite_is_pushed_and_a_muted_room_is_not() {
     .await;
 }
 
+#[tokio::test] // MSC4155
+async fn an_ignored_invite_is_not_pushed() {
+    locally(Box::pin(async {
+        let (world, mut gateway) = (World::new().await, Gateway::new().await);
+        let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+        let carol = world.register("carol").await;
+        set(&bob, gateway.pusher("key")).await;
+        let kind = "org.matrix.msc4155.invite_permission_config";
+        let path = format!("/v3/user/{}/account_data/{kind}", segment(&bob.user_id));
+        let ignoring = json!({ "ignored_users": [&*alice.user_id] });
+        bob.put(&path, ignoring).await.ok();
+        let ignored = alice.create_room(json!({})).await;
+        alice.invite(&ignored, &bob.user_id).await.ok();
+        let room = carol.create_room(json!({})).await;
+        carol.invite(&room, &bob.user_id).await.ok();
+        assert_eq!(gateway.next().await["room_id"], json!(room));
+    }))
+    .await;
+}
+
 #[tokio::test]
 async fn a_gateway_that_fails_is_asked_again_and_what_was_read_meanwhile_is_not_told() {
     locally(Box::pin(async {
