@@ -22,6 +22,11 @@ cargo clippy --workspace --all-targets -- -D warnings
 step "tests"
 cargo test --workspace
 
+for engine in sled fjall; do
+    step "tests of the client-server API on $engine"
+    COMPLIANCE_ENGINE=$engine cargo test -p compliance-tests --test client_server
+done
+
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 

@@ -19,10 +19,38 @@ use crate::{Client, Reply, client};
 /// When every world begins, in milliseconds since the epoch.
 const BEGINNING_MS: u64 = 1_800_000_000_000;
 
-/// The engine of a world whose rows are on disk.
-const ON_DISK: Engine = Engine::Sled {
-    cache_bytes: 8 << 20,
-};
+/// Names the engine of every world: `sled` or `fjall`. Without it worlds are in memory.
+const ENGINE_VARIABLE: &str = "COMPLIANCE_ENGINE";
+
+/// How much an engine on disk keeps in memory, in bytes.
+const CACHE_BYTES: u64 = 8 << 20;
+
+/// The engine that the environment names.
+///
+/// # Panics
+/// When there is no engine of that name.
+fn engine() -> Engine {
+    match std::env::var(ENGINE_VARIABLE).as_deref() {
+        Err(_) | Ok("memory") => Engine::Memory,
+        Ok("sled") => Engine::Sled {
+            cache_bytes: CACHE_BYTES,
+        },
+        Ok("fjall") => Engine::Fjall {
+            cache_bytes: CACHE_BYTES,
+        },
+        Ok(other) => panic!("{ENGINE_VARIABLE} names no engine: {other}"),
+    }
+}
+
+/// The engine of a world whose rows are on disk whatever the environment says.
+fn engine_on_disk() -> Engine {
+    match engine() {
+        Engine::Memory => Engine::Sled {
+            cache_bytes: CACHE_BYTES,
+        },
+        engine => engine,
+    }
+}
 
 /// A server that lives in this process and nowhere else.
 #[derive(Debug)]
@@ -45,7 +73,7 @@ impl World {
     /// When the server does not start.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        Self::start(directory, Engine::Memory, change).await
+        Self::start(directory, engine(), change).await
     }
 
     /// The same with rows on disk, so that it can be [restarted](Self::restart).
@@ -54,7 +82,7 @@ impl World {
     /// When the server does not start.
     pub async fn on_disk(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        Self::start(directory, ON_DISK, change).await
+        Self::start(directory, engine_on_disk(), change).await
     }
 
     /// Stops the server and starts it on the same rows.
@@ -66,7 +94,7 @@ impl World {
             server, directory, ..
         } = self;
         server.stop().await;
-        Self::start(directory, ON_DISK, change).await
+        Self::start(directory, engine_on_disk(), change).await
     }
 
     async fn start(
