@@ -92,7 +92,8 @@ fn change_key(position: Position) -> Packed {
 
 /// What changed for a user in `since < position <= until`.
 ///
-/// `rooms` are those in which anything happened in between; without them all of the user's are looked at.
+/// `rooms` are those in which anything happened in between; without them all of the user's are looked
+/// at. `keys` says whether anybody's devices or keys can have changed.
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -102,8 +103,13 @@ pub fn between(
     since: Position,
     until: Position,
     rooms: Option<&BTreeSet<RoomNum>>,
+    keys: bool,
 ) -> ApiResult<DeviceLists> {
-    let mut changed = changed_keys(app, user, since, until)?;
+    let mut changed = if keys {
+        changed_keys(app, user, since, until)?
+    } else {
+        BTreeSet::new()
+    };
     let mut parted = BTreeSet::new();
     let mine = match rooms {
         None => app.store.user_rooms(user)?,

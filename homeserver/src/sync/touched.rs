@@ -96,7 +96,11 @@ impl Touched {
     ) -> ApiResult<DeviceLists> {
         match &self.rooms {
             Some(rooms) if rooms.is_empty() && !self.device_lists => Ok(DeviceLists::default()),
-            rooms => lists::between(app, user, since, until, rooms.as_ref()),
+            Some(rooms) => {
+                let keys = self.device_lists;
+                lists::between(app, user, since, until, Some(rooms), keys)
+            }
+            None => lists::between(app, user, since, until, None, true),
         }
     }
 }

@@ -55,7 +55,7 @@ async fn changes(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResu
     };
     let (from, to) = (point("from")?, point("to")?);
     let until = to.position().min(app.store.published());
-    let lists = lists::between(&app, caller.user, from.position(), until, None)?;
+    let lists = lists::between(&app, caller.user, from.position(), until, None, true)?;
     Ok(json!(lists))
 }
 

@@ -107,7 +107,7 @@ pub(super) fn answer(
             Some(since) if asked.since.map(Token::position) == Some(since) => {
                 asked.touched.device_lists(app, asked.user, since, until)?
             }
-            Some(since) => lists::between(app, asked.user, since, until, None)?,
+            Some(since) => lists::between(app, asked.user, since, until, None, true)?,
             None => DeviceLists::default(),
         };
         told.devices = Some(until);
