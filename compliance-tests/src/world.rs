@@ -179,6 +179,21 @@ impl World {
         .await
     }
 
+    /// Makes a user an admin of the server.
+    ///
+    /// # Panics
+    /// When the store cannot be written.
+    pub async fn make_admin(&self, client: &Client) {
+        let app = &self.server().app;
+        let user_id = (&*client.user_id).try_into().expect("a user ID");
+        let user = app.store.find_user(user_id).expect("the store reads");
+        let changed = app
+            .accounts
+            .change_user(user.expect("a user"), |row| row.admin = true)
+            .await;
+        changed.expect("the store writes");
+    }
+
     /// Registers a user with the password `password-of-NAME`.
     ///
     /// # Panics

@@ -364,16 +364,7 @@ pub async fn cancel_overtaken(app: App) {
     let mut position = app.store.published();
     let reader = app.metrics.reader("overtaken events");
     loop {
-        reader.at(position);
-        let grew = app.store.grew().notified();
-        tokio::pin!(grew);
-        grew.as_mut().enable();
-        let entries = app.store.log(position, LOG_ENTRIES_MAX).unwrap_or_default();
-        if entries.is_empty() {
-            grew.await;
-            continue;
-        }
-        for (at, entry) in entries {
+        for (at, entry) in reader.next(&app.store, position, LOG_ENTRIES_MAX).await {
             position = at;
             let LogEntry::Event(event) = entry else {
                 continue;

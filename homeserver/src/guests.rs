@@ -14,6 +14,7 @@ use store::{
 
 use crate::{
     error::{ApiError, ApiResult},
+    log::Reader,
     rooms::{members::guests_may_join, turn::Append},
     server::App,
 };
@@ -33,8 +34,9 @@ fn cursor() -> Packed {
 
 /// Watches for rooms that shut out guests, for ever.
 pub async fn watch(app: App) {
+    let reader = app.metrics.reader("guests");
     loop {
-        if let Err(error) = read_log(&app).await {
+        if let Err(error) = read_log(&app, &reader).await {
             tracing::error!(error = %error.message, "guests could not be made to leave; trying again");
         }
         tokio::time::sleep(RETRY).await;
@@ -42,21 +44,13 @@ pub async fn watch(app: App) {
 }
 
 /// Follows the log from where it was left. Ends only with an error.
-async fn read_log(app: &App) -> ApiResult<()> {
+async fn read_log(app: &App, reader: &Reader) -> ApiResult<()> {
     let stored = app.store.get_raw(cursor())?;
     // Without a cursor from the beginning: what was closed before is looked at again.
     let mut position = stored.and_then(|value| Unpack(&value).u64()).unwrap_or(0);
     let mut remembered = position;
     loop {
-        let grew = app.store.grew().notified();
-        tokio::pin!(grew);
-        grew.as_mut().enable();
-        let entries = app.store.log(position, LOG_ENTRIES_MAX)?;
-        if entries.is_empty() {
-            grew.await;
-            continue;
-        }
-        for (at, entry) in entries {
+        for (at, entry) in reader.next(&app.store, position, LOG_ENTRIES_MAX).await {
             if let LogEntry::Event(event) = entry
                 && event.pdu.is_state("m.room.guest_access", "")
             {

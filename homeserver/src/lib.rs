@@ -15,6 +15,7 @@ pub mod guests;
 pub mod http;
 pub mod invites;
 pub mod keys;
+pub mod log;
 pub mod media;
 pub mod metrics;
 pub mod presence;

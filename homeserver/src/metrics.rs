@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{http::limits::Doing, server::App};
+use crate::{http::limits::Doing, log::Reader, server::App};
 
 /// Upper bounds of the buckets for durations, in microseconds; the last bucket has none.
 const BOUNDS_US: [u64; 14] = [
@@ -109,23 +109,12 @@ impl Measured {
     }
 }
 
-/// How far one reader of the log is.
-#[derive(Clone, Debug)]
-pub struct Reader(Arc<AtomicU64>);
-
-impl Reader {
-    /// It has dealt with everything up to here.
-    pub fn at(&self, position: u64) {
-        self.0.store(position, Relaxed);
-    }
-}
-
 /// Everything that is counted as it happens.
 #[derive(Debug, Default)]
 pub struct Metrics {
     routes: OnceLock<Vec<Arc<Measured>>>,
     stages: [Histogram; Stage::ALL.len()],
-    readers: Mutex<Vec<(String, Reader)>>,
+    readers: Mutex<Vec<Reader>>,
     transactions_taken: AtomicU64,
     transactions_failed: AtomicU64,
 }
@@ -145,9 +134,9 @@ impl Metrics {
 
     /// A reader of the log of this name, which is one of the code's or of the configuration's.
     pub fn reader(&self, name: impl Into<String>) -> Reader {
-        let reader = Reader(Arc::default());
+        let reader = Reader::new(name);
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        readers.push((name.into(), reader.clone()));
+        readers.push(reader.clone());
         reader
     }
 
@@ -283,9 +272,9 @@ impl Page {
         );
         let readers = app.metrics.readers.lock();
         let readers = readers.unwrap_or_else(PoisonError::into_inner).clone();
-        for (reader, Reader(position)) in &readers {
-            let lag = published.saturating_sub(position.load(Relaxed));
-            self.value(name, &[("reader", reader)], lag);
+        for reader in &readers {
+            let lag = published.saturating_sub(reader.position());
+            self.value(name, &[("reader", reader.name())], lag);
         }
         let queued = app.store.queued_commits();
         self.gauge(

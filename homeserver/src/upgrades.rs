@@ -64,17 +64,8 @@ pub fn follow(app: App) -> impl Future<Output = ()> + Send {
 async fn follow_from(app: App, mut position: Position, mut written: Option<Position>) {
     let reader = app.metrics.reader("upgrades");
     loop {
-        reader.at(position);
-        let grew = app.store.grew().notified();
-        tokio::pin!(grew);
-        grew.as_mut().enable();
-        let entries = app.store.log(position, LOG_ENTRIES_MAX).unwrap_or_default();
-        if entries.is_empty() {
-            grew.await;
-            continue;
-        }
         let mut changed = false;
-        for (at, entry) in entries {
+        for (at, entry) in reader.next(&app.store, position, LOG_ENTRIES_MAX).await {
             position = at;
             let LogEntry::Event(event) = entry else {
                 continue;

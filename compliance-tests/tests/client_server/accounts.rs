@@ -238,16 +238,7 @@ async fn only_an_admin_locks_accounts() {
         .put(&path, json!({ "locked": true }))
         .await
         .fails(403, "M_FORBIDDEN");
-    let app = &world.server().app;
-    let user = app
-        .store
-        .find_user((&*alice.user_id).try_into().unwrap())
-        .unwrap()
-        .unwrap();
-    app.accounts
-        .change_user(user, |row| row.admin = true)
-        .await
-        .unwrap();
+    world.make_admin(&alice).await;
     alice.put(&path, json!({ "locked": true })).await.ok();
     assert_eq!(alice.get(&path).await.ok()["locked"], true);
     bob.get("/v3/account/whoami")
@@ -285,16 +276,7 @@ async fn a_notice_invites_to_a_room_that_cannot_be_refused() {
     let (alice, bob) = (world.register("alice").await, world.register("bob").await);
     let path = "/_synapse/admin/v1/send_server_notice";
     bob.post(path, json!({})).await.fails(403, "M_FORBIDDEN");
-    let app = &world.server().app;
-    let user = app
-        .store
-        .find_user((&*alice.user_id).try_into().unwrap())
-        .unwrap()
-        .unwrap();
-    app.accounts
-        .change_user(user, |row| row.admin = true)
-        .await
-        .unwrap();
+    world.make_admin(&alice).await;
     let notice =
         json!({ "user_id": bob.user_id, "content": { "msgtype": "m.text", "body": "hi" } });
     let once = format!("{path}/once");

@@ -1,6 +1,7 @@
 //! Client-server API, "Room aliases", "Published room directory".
 
 use compliance_tests::{Client, World, segment};
+use homeserver::config::Who;
 use http::Method;
 use serde_json::{Value, json};
 
@@ -341,4 +342,48 @@ async fn the_directory_is_read_without_login_only_where_the_admin_allows_it() {
         .request(Method::GET, path, None, None)
         .await
         .fails(401, "M_MISSING_TOKEN");
+}
+
+#[tokio::test] // Configuration: who creates and who publishes rooms
+async fn creating_and_publishing_is_for_admins_where_the_configuration_says_so() {
+    let world = World::with(|config| {
+        config.rooms.create = Who::Admins;
+        config.rooms.publish = Who::Admins;
+    })
+    .await;
+    let (admin, alice) = (world.register("admin").await, world.register("alice").await);
+    world.make_admin(&admin).await;
+    let create = |visibility: &str| json!({ "preset": "public_chat", "visibility": visibility });
+    alice
+        .post("/v3/createRoom", create("private"))
+        .await
+        .fails(403, "M_FORBIDDEN");
+    let room = admin.post("/v3/createRoom", create("public")).await.ok();
+    let room = room["room_id"].as_str().expect("a room").to_owned();
+    // Power in the room does not make up for it.
+    alice.join(&room).await.ok();
+    let levels = json!({ "users": { "@alice:hs1": 100 } });
+    admin
+        .set_state(&room, "m.room.power_levels", "", levels)
+        .await
+        .ok();
+    list(&alice, &room, "public")
+        .await
+        .fails(403, "M_FORBIDDEN");
+    list(&alice, &room, "private").await.ok();
+}
+
+#[tokio::test] // Configuration: the switch for test rigs
+async fn any_room_is_published_where_the_switch_for_test_rigs_says_so() {
+    let world = World::with(|config| {
+        config.rooms.publish = Who::Admins;
+        config.testing.publish_any_room = true;
+    })
+    .await;
+    let _admin = world.register("admin").await;
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let room = alice.public_room().await;
+    list(&bob, &room, "public").await.ok();
+    let page = bob.get("/v3/publicRooms").await.ok();
+    assert_eq!(room_ids(&page), [room]);
 }

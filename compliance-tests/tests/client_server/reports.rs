@@ -1,26 +1,16 @@
 //! Client-server API, "Reporting Content"; Synapse's admin API, "Show reported events".
 
-use compliance_tests::{Client, World, segment};
+use compliance_tests::{World, segment};
 use serde_json::{Value, json};
 
 const REPORTS: &str = "/_synapse/admin/v1/event_reports";
-
-async fn make_admin(world: &World, client: &Client) {
-    let app = &world.server().app;
-    let user_id = (&*client.user_id).try_into().unwrap();
-    let user = app.store.find_user(user_id).unwrap().unwrap();
-    app.accounts
-        .change_user(user, |row| row.admin = true)
-        .await
-        .unwrap();
-}
 
 #[tokio::test] // "POST /rooms/{roomId}/report/{eventId}"
 async fn an_event_reported_by_a_member_stays_with_the_admins_until_they_delete_it() {
     let world = World::new().await;
     let (alice, bob) = (world.register("alice").await, world.register("bob").await);
     let admin = world.register("admin").await;
-    make_admin(&world, &admin).await;
+    world.make_admin(&admin).await;
     let room = alice
         .create_room(json!({ "preset": "public_chat", "name": "Tavern" }))
         .await;
@@ -75,7 +65,7 @@ async fn an_event_reported_by_a_member_stays_with_the_admins_until_they_delete_i
 async fn rooms_and_users_are_reported_if_they_exist() {
     let world = World::new().await;
     let (alice, bob) = (world.register("alice").await, world.register("bob").await);
-    make_admin(&world, &alice).await;
+    world.make_admin(&alice).await;
     let room = alice.public_room().await;
     let body = json!({ "reason": "spam" });
     let report = |what: &'static str, id: &str| {
@@ -108,7 +98,7 @@ async fn rooms_and_users_are_reported_if_they_exist() {
 async fn an_admin_with_a_room_for_notices_is_told_of_a_report() {
     let world = World::new().await;
     let (alice, bob) = (world.register("alice").await, world.register("bob").await);
-    make_admin(&world, &alice).await;
+    world.make_admin(&alice).await;
     let notice =
         json!({ "user_id": alice.user_id, "content": { "msgtype": "m.text", "body": "hi" } });
     alice

@@ -59,7 +59,7 @@ pub struct Rooms {
     pub default_version: RoomVersionId,
     /// Who may create rooms. Default: anyone with an account.
     pub create: Who,
-    /// Who may put rooms into the public list. Default: admins.
+    /// Who may put rooms into the public list that they have the power to. Default: anyone with an account.
     pub publish: Who,
     /// Whether only someone with an account may read the public list. Default: yes.
     pub public_list_needs_login: bool,
@@ -70,7 +70,7 @@ impl Default for Rooms {
         Self {
             default_version: RoomVersionId::V12,
             create: Who::Anyone,
-            publish: Who::Admins,
+            publish: Who::Anyone,
             public_list_needs_login: true,
         }
     }

@@ -28,7 +28,7 @@ pub struct Server {
     /// they look at port 8448 of `name`.
     #[serde(deserialize_with = "optional::<ServerCheck, _, _>")]
     pub well_known_server: Option<OwnedServerName>,
-    /// A link by which users reach the admins; part of the errors that tell them to. Default: none.
+    /// A link by which users reach the admins; part of the error that a quota of theirs is used up. Default: none.
     #[serde(deserialize_with = "optional::<ContactUri, _, _>")]
     pub admin_contact: Option<String>,
     /// What `/.well-known/matrix/support` says. It is served if anything is set here.

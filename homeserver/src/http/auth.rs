@@ -9,10 +9,11 @@ use http::{StatusCode, header, request::Parts};
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
 use store::keys::UserNum;
 
-use super::limits::Doing;
+use super::{limits::Doing, query};
 use crate::{
     accounts::{Session, users::UserRow},
     appservices::Registration,
+    config::Who,
     error::{ApiError, ApiResult},
     server::App,
 };
@@ -97,6 +98,19 @@ impl Caller {
         Err(ApiError::forbidden(
             "only an admin of this server may do this",
         ))
+    }
+
+    /// That a setting lets the caller do what the error then names. Application services are the admins'.
+    ///
+    /// # Errors
+    /// `M_FORBIDDEN`.
+    pub fn must_be_among(&self, who: Who, doing: &str) -> ApiResult<()> {
+        if who == Who::Anyone || self.account.admin || self.service.is_some() {
+            return Ok(());
+        }
+        Err(ApiError::forbidden(format!(
+            "only admins of this server may {doing}"
+        )))
     }
 
     /// That the caller is not suspended. Spec: client-server API, "Account suspension".
@@ -247,13 +261,6 @@ pub fn token(app: &App, parts: &Parts) -> ApiResult<Option<String>> {
         return Ok(query(parts, "access_token"));
     }
     Ok(None)
-}
-
-fn query(parts: &Parts, name: &str) -> Option<String> {
-    serde_html_form::from_str::<Vec<(String, String)>>(parts.uri.query()?)
-        .ok()?
-        .into_iter()
-        .find_map(|(key, value)| (key == name).then_some(value))
 }
 
 fn caller(app: &App, parts: &Parts, token: &str) -> ApiResult<Caller> {

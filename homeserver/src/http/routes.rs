@@ -25,7 +25,7 @@ use ruma::api::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{auth::Auth, json_reply};
+use super::{auth::Auth, json_reply, query};
 use crate::{
     error::{ApiError, ApiResult},
     metrics::Measured,
@@ -83,11 +83,7 @@ impl RawRequest {
 
     /// The first value of a query parameter.
     pub fn query(&self, name: &str) -> Option<String> {
-        let query = self.parts.uri.query()?;
-        serde_html_form::from_str::<Vec<(String, String)>>(query)
-            .ok()?
-            .into_iter()
-            .find_map(|(key, value)| (key == name).then_some(value))
+        query(&self.parts, name)
     }
 
     /// The body as JSON; an empty body is an empty object.

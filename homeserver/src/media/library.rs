@@ -268,11 +268,15 @@ fn count(app: &App, commit: &mut Commit, creator: UserNum, length: u64) -> ApiRe
         let mut used = app.store.get(USE, key.clone())?.unwrap_or_default();
         used.bytes += length;
         if most.is_some_and(|most| used.bytes > most) {
-            return Err(ApiError::new(
+            let error = ApiError::new(
                 StatusCode::FORBIDDEN,
                 "M_RESOURCE_LIMIT_EXCEEDED",
                 "the space for uploads is used up",
-            ));
+            );
+            return Err(match &app.config.server.admin_contact {
+                Some(contact) => error.with("admin_contact", contact.as_str()),
+                None => error,
+            });
         }
         commit.put(USE, key, &used);
     }

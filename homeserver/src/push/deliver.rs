@@ -98,7 +98,7 @@ struct Reader {
     /// Up to where the log was read.
     position: Position,
     /// The same, for those who watch.
-    lag: crate::metrics::Reader,
+    lag: crate::log::Reader,
     /// Up to where a restart will not read it; a server that never pushed has nothing written.
     written: Option<Position>,
     /// When that may be written again.

@@ -71,8 +71,13 @@ pub enum Preset {
 /// Creates a room and returns its ID once all of it is durable.
 ///
 /// # Errors
-/// `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE`, `M_INVALID_ROOM_STATE`, `M_BAD_JSON`.
+/// `M_FORBIDDEN`, `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE`, `M_INVALID_ROOM_STATE`, `M_BAD_JSON`.
 pub async fn create(app: &App, caller: &Caller, mut room: NewRoom) -> ApiResult<OwnedRoomId> {
+    let settings = &app.config.rooms;
+    caller.must_be_among(settings.create, "create rooms")?;
+    if room.published && !app.config.testing.publish_any_room {
+        caller.must_be_among(settings.publish, "publish rooms")?;
+    }
     if room.invite.len() > INVITES_MAX || room.initial_state.len() > INITIAL_STATE_MAX {
         return Err(ApiError::invalid_param(format!(
             "a new room takes at most {INVITES_MAX} invites and {INITIAL_STATE_MAX} state events"

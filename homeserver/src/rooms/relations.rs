@@ -17,6 +17,7 @@ use store::{
 
 use super::read::{Format, Seen, Sight, client_event, client_event_alone};
 use crate::{
+    account_data,
     error::{ApiError, ApiResult},
     server::App,
 };
@@ -180,7 +181,7 @@ pub fn bundle(
     let mut references = Vec::new();
     let mut thread: Option<Thread> = None;
     let mut rows = 0;
-    let ignored = crate::account_data::ignored_by(&app.store, sight.viewer.user)?;
+    let mut ignored = None;
     let mut failed = None;
     visit_relations(
         &app.store,
@@ -189,6 +190,10 @@ pub fn bundle(
         Direction::Ascending,
         |order, row| {
             rows += 1;
+            let ignored = match &mut ignored {
+                Some(ignored) => ignored,
+                none => none.insert(account_data::ignored_by(&app.store, sight.viewer.user)?),
+            };
             if ignored.contains(&row.sender) {
                 return Ok(rows < BUNDLE_ROWS_MAX);
             }

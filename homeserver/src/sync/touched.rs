@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use ruma::OwnedDeviceId;
+use ruma::{OwnedDeviceId, events::TimelineEventType};
 use store::{
     keys::{Position, RoomNum, UserNum},
     log::{Change, LogEntry},
@@ -22,14 +22,24 @@ use crate::{
 const ENTRIES_MAX: usize = 4_096;
 
 /// What may have changed for a user.
+///
+/// What is false here is not looked up in the store: a look that finds nothing reads the log alone.
 #[derive(Debug, Default)]
 pub struct Touched {
     /// Rooms in which anything happened, whether the user is there or not; `None`: look everywhere.
     pub rooms: Option<BTreeSet<RoomNum>>,
-    /// Whether anybody's devices changed; only meaningful with `rooms`.
-    pub device_lists: bool,
-    /// The user's devices whose key counts changed; only meaningful with `rooms`.
+    /// The user's devices whose key counts changed; only meaningful with `rooms`, as all below.
     pub key_counts: BTreeSet<OwnedDeviceId>,
+    /// Rooms in which anybody's membership changed.
+    members: BTreeSet<RoomNum>,
+    /// Rooms in which anybody read on.
+    receipts: BTreeSet<RoomNum>,
+    /// Whether anybody's devices changed.
+    device_lists: bool,
+    /// Whether the user's account data changed, that of rooms included.
+    account_data: bool,
+    /// Whether a message to a device of the user's came.
+    to_device: bool,
 }
 
 impl Touched {
@@ -42,45 +52,63 @@ impl Touched {
         if until.saturating_sub(from) > ENTRIES_MAX as u64 {
             return Ok(Self::default());
         }
-        let entries = app.store.log(from, ENTRIES_MAX)?;
-        let mut rooms: BTreeSet<RoomNum> = app
-            .typing
-            .rooms_changed_since(since.moment)
-            .into_iter()
-            .collect();
-        let (mut device_lists, mut key_counts) = (false, BTreeSet::new());
-        for (position, entry) in entries {
+        let mut touched = Self::default();
+        let mut rooms = app.typing.rooms_changed_since(since.moment);
+        for (position, entry) in app.store.log(from, ENTRIES_MAX)? {
             if position > until {
                 break;
             }
-            match entry {
-                LogEntry::Event(event) => {
-                    rooms.insert(event.room);
-                }
-                LogEntry::Other(Change::Receipt { room, .. }) => {
-                    rooms.insert(room);
-                }
-                LogEntry::Other(Change::AccountData {
-                    user: whose,
-                    room: Some(room),
-                }) if whose == user => {
-                    rooms.insert(room);
-                }
-                LogEntry::Other(Change::DeviceList { .. }) => device_lists = true,
-                LogEntry::Other(Change::KeyCounts {
-                    user: whose,
-                    device,
-                }) if whose == user => {
-                    key_counts.insert(device);
-                }
-                LogEntry::Other(_) => {}
-            }
+            rooms.extend(touched.take(user, entry));
         }
-        Ok(Self {
-            rooms: Some(rooms),
-            device_lists,
-            key_counts,
-        })
+        touched.rooms = Some(rooms.into_iter().collect());
+        Ok(touched)
+    }
+
+    /// Notes an entry; the room it touches.
+    fn take(&mut self, user: UserNum, entry: LogEntry) -> Option<RoomNum> {
+        match entry {
+            LogEntry::Event(event) => {
+                if *event.pdu.kind() == TimelineEventType::RoomMember {
+                    self.members.insert(event.room);
+                }
+                return Some(event.room);
+            }
+            LogEntry::Other(Change::Receipt { room, .. }) => {
+                self.receipts.insert(room);
+                return Some(room);
+            }
+            LogEntry::Other(Change::AccountData { user: whose, room }) if whose == user => {
+                self.account_data = true;
+                return room;
+            }
+            LogEntry::Other(Change::ToDevice { user: whose, .. }) if whose == user => {
+                self.to_device = true;
+            }
+            LogEntry::Other(Change::KeyCounts {
+                user: whose,
+                device,
+            }) if whose == user => {
+                self.key_counts.insert(device);
+            }
+            LogEntry::Other(Change::DeviceList { .. }) => self.device_lists = true,
+            LogEntry::Other(_) => {}
+        }
+        None
+    }
+
+    /// Whether the user's account data may have changed.
+    pub fn account_data(&self) -> bool {
+        self.rooms.is_none() || self.account_data
+    }
+
+    /// Whether a message to a device of the user's may have come.
+    pub fn to_device(&self) -> bool {
+        self.rooms.is_none() || self.to_device
+    }
+
+    /// Whether anybody may have read on in a room.
+    pub fn receipts(&self, room: RoomNum) -> bool {
+        self.rooms.is_none() || self.receipts.contains(&room)
     }
 
     /// Whose devices a user has to look up again, as far as can have changed where this says.
@@ -95,10 +123,10 @@ impl Touched {
         until: Position,
     ) -> ApiResult<DeviceLists> {
         match &self.rooms {
-            Some(rooms) if rooms.is_empty() && !self.device_lists => Ok(DeviceLists::default()),
-            Some(rooms) => {
-                let keys = self.device_lists;
-                lists::between(app, user, since, until, Some(rooms), keys)
+            Some(_) if self.members.is_empty() && !self.device_lists => Ok(DeviceLists::default()),
+            Some(_) => {
+                let (rooms, keys) = (Some(&self.members), self.device_lists);
+                lists::between(app, user, since, until, rooms, keys)
             }
             None => lists::between(app, user, since, until, None, true),
         }

@@ -3,6 +3,7 @@
 //! Spec: client-server API, "GET /_matrix/client/v3/sync".
 
 use std::{
+    cell::{OnceCell, RefCell},
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
@@ -80,9 +81,6 @@ pub struct SyncResponse {
     device_lists: DeviceLists,
     #[serde(flatten)]
     key_counts: Option<KeyCounts>,
-    /// Whether the counts changed.
-    #[serde(skip)]
-    counts_are_news: bool,
 }
 
 /// What the device has left for others to claim.
@@ -182,27 +180,31 @@ pub async fn sync(app: &App, caller: &Caller, request: &SyncRequest) -> ApiResul
         let notified = waiting.notified();
         tokio::pin!(notified);
         notified.as_mut().enable();
-        let answer = Syncing::new(app, caller, request)?.answer()?;
+        let syncing = Syncing::new(app, caller, request)?;
+        let mut answer = syncing.answer()?;
         let tells = !answer.account_data.is_empty()
             || !answer.to_device.is_empty()
             || !answer.presence.is_empty()
             || !answer.device_lists.is_empty()
-            || answer.counts_are_news
+            || syncing.counts_are_news()
             || !answer.rooms.is_empty();
-        if tells || request.since.is_none() || request.full_state || app.tasks.is_stopping() {
-            return Ok(answer);
+        let now = tells || request.since.is_none() || request.full_state || app.tasks.is_stopping();
+        if !now {
+            tokio::select! {
+                biased;
+                () = &mut notified => continue,
+                () = app.tasks.stopping() => {}
+                () = tokio::time::sleep_until(deadline) => {}
+            }
         }
-        tokio::select! {
-            biased;
-            () = &mut notified => {}
-            () = app.tasks.stopping() => return Ok(answer),
-            () = tokio::time::sleep_until(deadline) => return Ok(answer),
-        }
+        answer.key_counts = syncing.key_counts()?;
+        return Ok(answer);
     }
 }
 
 /// Account data by room.
 type OfRooms = BTreeMap<RoomNum, Vec<Box<RawValue>>>;
+
 /// Up to where messages to a device were told to the holder of a token.
 fn told(since: Token) -> Position {
     match since.to_device {
@@ -219,9 +221,10 @@ struct Syncing<'a> {
     until: Position,
     next_batch: Token,
     format: Format<'a>,
-    ignored: Vec<ruma::OwnedUserId>,
+    touched: Touched,
+    ignored: OnceCell<Vec<ruma::OwnedUserId>>,
     /// Who has joined a room of the caller's, or was met when the caller joined theirs.
-    met: std::cell::RefCell<BTreeSet<UserNum>>,
+    met: RefCell<BTreeSet<UserNum>>,
 }
 
 impl<'a> Syncing<'a> {
@@ -233,7 +236,10 @@ impl<'a> Syncing<'a> {
             reader: (caller.user, caller.device.as_deref()),
             now_ms: app.clock.now_ms(),
         };
-        let ignored = account_data::ignored_by(&app.store, caller.user)?;
+        let touched = match request.since {
+            Some(since) if !request.full_state => Touched::between(app, caller.user, since, until)?,
+            _ => Touched::default(),
+        };
         Ok(Self {
             app,
             caller,
@@ -241,8 +247,9 @@ impl<'a> Syncing<'a> {
             until,
             next_batch: Token::new(until, moment),
             format,
-            ignored,
-            met: std::cell::RefCell::default(),
+            touched,
+            ignored: OnceCell::new(),
+            met: RefCell::default(),
         })
     }
 
@@ -251,15 +258,9 @@ impl<'a> Syncing<'a> {
     }
 
     fn answer(&self) -> ApiResult<SyncResponse> {
-        let touched = match self.request.since {
-            Some(since) if !self.request.full_state => {
-                Touched::between(self.app, self.caller.user, since, self.until)?
-            }
-            _ => Touched::default(),
-        };
         let (account_data, mut of_rooms) = self.account_data()?;
         let mut rooms = Rooms::default();
-        for (room, row) in self.candidates(&touched)? {
+        for (room, row) in self.candidates()? {
             let Some(view) = self.app.store.room(room)? else {
                 continue;
             };
@@ -296,8 +297,10 @@ impl<'a> Syncing<'a> {
         }
         let mut next_batch = self.next_batch;
         let mut to_device = Vec::new();
-        if let Some(device) = &self.caller.device {
-            let since = self.request.since.map_or(0, told);
+        let since = self.request.since.map_or(0, told);
+        // Not all that came before may be told yet.
+        let may_have = self.touched.to_device() || self.since().is_some_and(|upto| since < upto);
+        if let Some(device) = self.caller.device.as_ref().filter(|_| may_have) {
             let (store, user) = (&self.app.store, self.caller.user);
             let (messages, up_to) = to_device::pending(store, user, device, since, self.until)?;
             to_device = messages;
@@ -306,15 +309,16 @@ impl<'a> Syncing<'a> {
             }
         }
         let device_lists = match self.since() {
-            Some(since) => touched.device_lists(self.app, self.caller.user, since, self.until)?,
+            Some(since) => {
+                let touched = &self.touched;
+                touched.device_lists(self.app, self.caller.user, since, self.until)?
+            }
             None => DeviceLists::default(),
         };
-        let device = self.caller.device.as_ref();
         Ok(SyncResponse {
             device_lists,
-            counts_are_news: device.is_some_and(|device| touched.key_counts.contains(device)),
             to_device: Events { events: to_device },
-            key_counts: self.key_counts()?,
+            key_counts: None,
             next_batch: next_batch.to_string(),
             account_data,
             presence: self.presence()?,
@@ -323,8 +327,8 @@ impl<'a> Syncing<'a> {
     }
 
     /// The rooms to look at.
-    fn candidates(&self, touched: &Touched) -> ApiResult<Vec<(RoomNum, MembershipRow)>> {
-        let Some(rooms) = &touched.rooms else {
+    fn candidates(&self) -> ApiResult<Vec<(RoomNum, MembershipRow)>> {
+        let Some(rooms) = &self.touched.rooms else {
             return Ok(self.app.store.user_rooms(self.caller.user)?);
         };
         let mut candidates = Vec::new();
@@ -333,6 +337,21 @@ impl<'a> Syncing<'a> {
             candidates.extend(row.map(|row| (*room, row)));
         }
         Ok(candidates)
+    }
+
+    /// Whom the caller ignores.
+    fn ignored(&self) -> ApiResult<&[ruma::OwnedUserId]> {
+        if self.ignored.get().is_none() {
+            let ignored = account_data::ignored_by(&self.app.store, self.caller.user)?;
+            return Ok(self.ignored.get_or_init(|| ignored));
+        }
+        Ok(self.ignored.get().map_or(&[], Vec::as_slice))
+    }
+
+    /// Whether the device's key counts changed.
+    fn counts_are_news(&self) -> bool {
+        let device = self.caller.device.as_ref();
+        device.is_some_and(|device| self.touched.key_counts.contains(device))
     }
 
     fn key_counts(&self) -> ApiResult<Option<KeyCounts>> {
@@ -348,6 +367,9 @@ impl<'a> Syncing<'a> {
     }
 
     fn account_data(&self) -> ApiResult<(Events, OfRooms)> {
+        if !self.touched.account_data() {
+            return Ok(Default::default());
+        }
         let (store, user) = (&self.app.store, self.caller.user);
         let changed = match self.since() {
             Some(since) => account_data::changed(store, user, since, self.until)?,
@@ -433,7 +455,7 @@ impl<'a> Syncing<'a> {
             let user_id = app.store.user_id(user)?;
             let shared = user == self.caller.user
                 || crate::rooms::members::share_a_room(app, self.caller.user, user)?;
-            if shared && wanted.wants_sender(&user_id) && !self.ignored.contains(&user_id) {
+            if shared && wanted.wants_sender(&user_id) && !self.ignored()?.contains(&user_id) {
                 let event = app.presence.event(user, &user_id, app.clock.now_ms());
                 events.events.push(raw(&event)?);
             }
@@ -462,10 +484,13 @@ impl<'a> Syncing<'a> {
     ) -> ApiResult<Option<JoinedRoom>> {
         let mut update = room::update(self.app, sight, &self.ask())?;
         // Spec: "Ignoring Users": what they say is not told, what they do to the state is.
-        update.timeline.retain(|seen| {
-            let pdu = &seen.event.pdu;
-            pdu.state_key().is_some() || !self.ignored.iter().any(|user_id| user_id == pdu.sender())
-        });
+        if !update.timeline.is_empty() {
+            let ignored = self.ignored()?;
+            update.timeline.retain(|seen| {
+                let pdu = &seen.event.pdu;
+                pdu.state_key().is_some() || !ignored.iter().any(|user_id| user_id == pdu.sender())
+            });
+        }
         let fresh = self.since().is_none_or(|since| row.joined_at > since);
         self.meet(sight, &update, fresh)?;
         let ephemeral = self.ephemeral(sight, fresh)?;
@@ -511,6 +536,9 @@ impl<'a> Syncing<'a> {
         let (user, Some(since)) = (self.caller.user, self.since()) else {
             return Ok(false);
         };
+        if !self.touched.receipts(sight.view.room) {
+            return Ok(false);
+        }
         let changed = receipts::changed(&self.app.store, sight.view.room, user, since, self.until)?;
         Ok(changed.iter().any(|receipt| receipt.user == user))
     }
@@ -545,7 +573,7 @@ impl<'a> Syncing<'a> {
         let event = self.app.store.event(&row.event_id)?;
         if let Some(event) = event {
             let sender = event.pdu.sender();
-            let ignored = self.ignored.iter().any(|user_id| user_id == sender)
+            let ignored = self.ignored()?.iter().any(|user_id| user_id == sender)
                 || (row.membership == Membership::Invite
                     && invites::is_ignored(&self.app.store, self.caller.user, sender)?);
             if ignored {
@@ -619,6 +647,7 @@ impl<'a> Syncing<'a> {
         let room = sight.view.room;
         if wanted.wants_type("m.receipt") {
             let receipts = match self.since() {
+                Some(_) if !fresh && !self.touched.receipts(room) => Vec::new(),
                 Some(since) if !fresh => {
                     receipts::changed(&self.app.store, room, self.caller.user, since, self.until)?
                 }

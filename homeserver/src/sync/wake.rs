@@ -17,16 +17,13 @@ use store::{
 };
 use tokio::sync::Notify;
 
-use crate::{
-    metrics::{Reader, Stage},
-    server::App,
-};
+use crate::{log::Reader, metrics::Stage, server::App};
 
 /// How much later than everybody else the sender of an event is woken.
 ///
 /// Clients take an event that `/sync` tells before `/send` has answered for somebody else's, and show
 /// theirs as not sent; this lets the answer go out first.
-const SENDER_LAG: Duration = Duration::from_millis(10);
+const SENDER_LAG: Duration = Duration::from_millis(3);
 
 /// How many entries the waker takes at a time.
 const BATCH_ENTRIES_MAX: usize = 512;
@@ -156,10 +153,6 @@ async fn wake_from(app: App, reader: Reader, mut position: Position) {
     // Senders who are still to be woken: at most those who wait.
     let mut late: BTreeMap<UserNum, tokio::time::Instant> = BTreeMap::new();
     loop {
-        reader.at(position);
-        let grew = app.store.grew().notified();
-        tokio::pin!(grew);
-        grew.as_mut().enable();
         let now = app.clock.instant();
         late.retain(|sender, due| {
             let early = *due > now;
@@ -168,24 +161,15 @@ async fn wake_from(app: App, reader: Reader, mut position: Position) {
             }
             early
         });
-        let entries = match app.store.log(position, BATCH_ENTRIES_MAX) {
-            Ok(entries) if entries.is_empty() => {
-                match late.values().min() {
-                    None => grew.await,
-                    Some(due) => {
-                        tokio::select! {
-                            () = grew => {}
-                            () = tokio::time::sleep_until(*due) => {}
-                        }
-                    }
+        let read = reader.next(&app.store, position, BATCH_ENTRIES_MAX);
+        let entries = match late.values().min() {
+            None => read.await,
+            Some(due) => {
+                tokio::select! {
+                    biased;
+                    entries = read => entries,
+                    () = tokio::time::sleep_until(*due) => continue,
                 }
-                continue;
-            }
-            Ok(entries) => entries,
-            Err(error) => {
-                tracing::error!(%error, "the log cannot be read; waiting clients are not woken");
-                grew.await;
-                continue;
             }
         };
         let began = app.clock.instant();

@@ -311,6 +311,27 @@ impl Store {
         Ok(entries)
     }
 
+    /// The log behind `since` as [`Store::log`] gives it, as soon as there is any.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn next_log(
+        &self,
+        since: Position,
+        limit: usize,
+    ) -> Result<Vec<(Position, LogEntry)>, StoreError> {
+        loop {
+            let grew = self.grew().notified();
+            tokio::pin!(grew);
+            grew.as_mut().enable();
+            let entries = self.log(since, limit)?;
+            if !entries.is_empty() {
+                return Ok(entries);
+            }
+            grew.await;
+        }
+    }
+
     /// The value behind a key.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use store::{
 
 use crate::{
     error::{ApiError, ApiResult},
-    http::{Caller, Guest, Public, RawRequest, Routes, json_reply, limits::Doing},
+    http::{Caller, Guest, Public, RawRequest, Routes, json_reply, limits::Doing, query},
     media::{
         disposition::{
             Filename, SECURITY_HEADERS, content_disposition, content_type as safe_content_type,
@@ -94,14 +94,6 @@ pub(super) fn routes(routes: &mut Routes) {
 fn content_type(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     Some(text.to_owned()).filter(|text| !text.is_empty())
-}
-
-fn query(parts: &Parts, name: &str) -> Option<String> {
-    let query = parts.uri.query()?;
-    serde_html_form::from_str::<Vec<(String, String)>>(query)
-        .ok()?
-        .into_iter()
-        .find_map(|(key, value)| (key == name).then_some(value))
 }
 
 fn filename(parts: &Parts) -> Option<String> {
