@@ -56,6 +56,8 @@ constructors! {
     missing_param => BAD_REQUEST, "M_MISSING_PARAM";
     /// No access token.
     missing_token => UNAUTHORIZED, "M_MISSING_TOKEN";
+    /// Another server's request that is not signed as it must be.
+    unauthorized => UNAUTHORIZED, "M_UNAUTHORIZED";
     /// Nothing is served here.
     unrecognized => NOT_FOUND, "M_UNRECOGNIZED";
     /// The path is served, the method is not.

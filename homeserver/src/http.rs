@@ -13,7 +13,7 @@ use http::{HeaderValue, StatusCode, header, request::Parts};
 use serde::Serialize;
 
 pub use self::{
-    auth::{Caller, Client, Guest, MaybeCaller, Public, Service},
+    auth::{Caller, Client, Guest, MaybeCaller, Origin, Public, Service},
     routes::{RawRequest, Routes},
 };
 

@@ -18,6 +18,7 @@ pub mod keys;
 pub mod log;
 pub mod media;
 pub mod metrics;
+pub mod peers;
 pub mod presence;
 pub mod push;
 pub mod receipts;

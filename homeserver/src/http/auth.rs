@@ -6,7 +6,7 @@
 use std::{future::Future, net::IpAddr, sync::Arc};
 
 use http::{StatusCode, header, request::Parts};
-use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
+use ruma::{DeviceId, OwnedDeviceId, OwnedServerName, OwnedUserId, UserId};
 use store::keys::UserNum;
 
 use super::{limits::Doing, query};
@@ -25,6 +25,16 @@ pub trait Auth: Sized + Send + 'static {
 
     /// Finds out who makes the request.
     fn authenticate(app: &App, parts: &mut Parts) -> impl Future<Output = ApiResult<Self>> + Send;
+
+    /// Checks what can only be checked with the whole body: a signature over it.
+    fn authenticate_body(
+        &self,
+        _app: &App,
+        _parts: &Parts,
+        _body: &[u8],
+    ) -> impl Future<Output = ApiResult<()>> + Send {
+        std::future::ready(Ok(()))
+    }
 }
 
 /// The address that a request came from, as the listener or a trusted proxy says.
@@ -155,6 +165,27 @@ pub struct MaybeCaller(pub Option<Caller>);
 /// A caller whose account may be locked: for logging out.
 #[derive(Clone, Debug)]
 pub struct LockedCaller(pub Caller);
+
+/// Another server, by the signature of its request.
+///
+/// Spec: server-server API, "Request Authentication".
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Its name.
+    pub name: OwnedServerName,
+}
+
+impl Auth for Origin {
+    const PUBLIC: bool = false;
+
+    async fn authenticate(app: &App, parts: &mut Parts) -> ApiResult<Self> {
+        crate::peers::origin::parse(app, parts)
+    }
+
+    async fn authenticate_body(&self, app: &App, parts: &Parts, body: &[u8]) -> ApiResult<()> {
+        crate::peers::origin::verify(app, self, parts, body).await
+    }
+}
 
 /// An application service, by its own token.
 #[derive(Clone, Debug)]

@@ -168,6 +168,7 @@ impl Routes {
                 // serde_json passes over strings that nobody reads, whatever bytes they hold.
                 std::str::from_utf8(&body)
                     .map_err(|_| ApiError::not_json("the body is not UTF-8"))?;
+                A::authenticate_body(&auth, &app, &parts, &body).await?;
                 handler(app, auth, RawRequest { parts, path, body }).await
             }
         });
