@@ -2,6 +2,7 @@
 
 pub mod auth;
 mod power;
+pub mod resolve;
 mod state;
 pub mod visibility;
 

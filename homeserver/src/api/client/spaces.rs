@@ -178,7 +178,7 @@ fn children(
         let Ok(room_id) = RoomId::parse(key) else {
             continue;
         };
-        let Some(event) = app.store.event(event_id)? else {
+        let Some(event) = app.store.state_event(event_id)? else {
             continue;
         };
         let content: Option<ChildContent> = event.pdu.content_as();
