@@ -1,5 +1,6 @@
 //! Other servers: finding them, knowing their keys, asking them, being asked by them.
 
+pub mod edus;
 pub mod origin;
 
 use ruma::{ServerName, api::OutgoingRequest};
