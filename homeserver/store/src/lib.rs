@@ -98,6 +98,12 @@ impl StoreError {
 pub(crate) type EventCache =
     Arc<quick_cache::sync::Cache<OwnedEventId, Arc<TimelineEvent>, WeighEvent>>;
 
+/// The event at a place of a timeline, to find it in [`EventCache`] without parsing its row.
+pub(crate) type PlaceCache = quick_cache::sync::Cache<(RoomNum, i64), OwnedEventId>;
+
+/// How many places of events stay in memory.
+const PLACES_CACHED_MAX: usize = 32_768;
+
 pub(crate) type StateCache = Arc<quick_cache::sync::Cache<(RoomNum, StateId), StateMap>>;
 
 /// How many states of rooms stay in memory; they share what did not change between them.
@@ -119,6 +125,7 @@ pub(crate) struct Inner {
     grew: Notify,
     rooms: RoomCache,
     events: EventCache,
+    places: PlaceCache,
     states: StateCache,
     names: Names,
 }
@@ -226,6 +233,7 @@ impl Store {
             grew: Notify::new(),
             rooms: RoomCache::new(sizes.rooms_bytes, events.clone(), states.clone()),
             events,
+            places: PlaceCache::new(PLACES_CACHED_MAX),
             states,
             names: Names {
                 users: quick_cache::sync::Cache::new(20_000),
