@@ -223,7 +223,10 @@ impl Filling<'_, '_> {
     }
 
     async fn single_events(&self, ids: &BTreeSet<OwnedEventId>) -> ApiResult<Vec<Arc<Pdu>>> {
-        let fetches = ids.iter().map(|id| self.event(id));
+        let fetches = ids
+            .clone()
+            .into_iter()
+            .map(|id| async move { self.event(&id).await });
         let fetched: Vec<_> = stream::iter(fetches)
             .buffered(EVENTS_AT_ONCE)
             .collect()

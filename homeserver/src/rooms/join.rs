@@ -116,7 +116,7 @@ pub async fn join(
         room_id,
         extra,
     };
-    going.by_one_of(servers, async |server| going.join_by(server).await).await
+    going.by_one_of(servers, Way::Join).await
 }
 
 /// Knocks on a room by way of one of `servers`.
@@ -138,7 +138,7 @@ pub async fn knock(
         room_id,
         extra,
     };
-    going.by_one_of(servers, async |server| going.knock_by(server).await).await
+    going.by_one_of(servers, Way::Knock).await
 }
 
 /// Refuses an invite, or takes back a knock, of a room that this server is not in. If nobody can be told, the
@@ -162,7 +162,7 @@ pub async fn leave(
         room_id,
         extra,
     };
-    let left = going.by_one_of(&row.via, async |server| going.leave_by(server).await).await;
+    let left = going.by_one_of(&row.via, Way::Leave).await;
     if let Err(error) = left {
         tracing::info!(%room_id, reason = %error.message, "nobody could be told of a refused invite");
         let pdu = going.unheard_leave(&row.version)?;
@@ -188,6 +188,14 @@ struct Template {
     depth: u64,
 }
 
+/// Where a user is going.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Join,
+    Knock,
+    Leave,
+}
+
 /// A user on the way into a room, or out of it.
 struct Going<'a> {
     app: &'a App,
@@ -198,14 +206,15 @@ struct Going<'a> {
 }
 
 impl Going<'_> {
-    async fn by_one_of(
-        &self,
-        servers: &[OwnedServerName],
-        attempt: impl AsyncFn(&ServerName) -> ApiResult<()>,
-    ) -> ApiResult<()> {
+    async fn by_one_of(&self, servers: &[OwnedServerName], way: Way) -> ApiResult<()> {
         let mut last = ApiError::not_found("the room is not known here, and no server to ask is");
         for server in servers {
-            match attempt(server).await {
+            let outcome = match way {
+                Way::Join => self.join_by(server).await,
+                Way::Knock => self.knock_by(server).await,
+                Way::Leave => self.leave_by(server).await,
+            };
+            match outcome {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     tracing::info!(
@@ -446,6 +455,7 @@ pub fn stripped(state: Vec<RawStrippedState>) -> Vec<Box<RawValue>> {
             #[expect(deprecated, reason = "servers before v1.16 send it")]
             RawStrippedState::Stripped(event) => event.json(),
             RawStrippedState::Pdu(pdu) => &**pdu,
+            _ => continue,
         };
         let Ok(mut fields) = serde_json::from_str::<Map<String, Value>>(json.get()) else {
             continue;

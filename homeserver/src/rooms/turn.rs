@@ -524,7 +524,7 @@ impl Turn {
         extremities.push(pdu.event_id().to_owned());
         let surplus = extremities.len().saturating_sub(EXTREMITIES_MAX);
         extremities.drain(..surplus);
-        let current = match &**extremities {
+        let current = match &*self.head.extremities.clone() {
             [_] => after.clone(),
             several => {
                 let mut states = vec![after.clone()];

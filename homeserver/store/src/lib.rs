@@ -109,6 +109,11 @@ impl quick_cache::Weighter<OwnedEventId, Arc<AsideEvent>> for WeighAside {
         512 + 2 * event.pdu.json().len() as u64
     }
 }
+/// The event at a place of a timeline, to find it in [`EventCache`] without parsing its row.
+pub(crate) type PlaceCache = quick_cache::sync::Cache<(RoomNum, i64), OwnedEventId>;
+
+/// How many places of events stay in memory.
+const PLACES_CACHED_MAX: usize = 32_768;
 
 pub(crate) type StateCache = Arc<quick_cache::sync::Cache<(RoomNum, StateId), StateMap>>;
 
@@ -132,6 +137,7 @@ pub(crate) struct Inner {
     rooms: RoomCache,
     events: EventCache,
     asides: AsideCache,
+    places: PlaceCache,
     states: StateCache,
     names: Names,
 }
@@ -243,6 +249,7 @@ impl Store {
             rooms: RoomCache::new(sizes.rooms_bytes, events.clone(), states.clone()),
             events,
             asides: AsideCache::with_weighter(16_384, sizes.asides_bytes, WeighAside),
+            places: PlaceCache::new(PLACES_CACHED_MAX),
             states,
             names: Names {
                 users: quick_cache::sync::Cache::new(20_000),

@@ -233,6 +233,11 @@ pub(crate) fn parse_timeline_row(
     let corrupt = || StoreError::corrupt(Keyspace::TIMELINE, key);
     let mut parts = Unpack::key(key);
     let (room, order) = parts.room().zip(parts.i64()).ok_or_else(corrupt)?;
+    if let Some(event_id) = store.inner.places.get(&(room, order))
+        && let Some(event) = store.inner.events.get(&event_id)
+    {
+        return Ok(event);
+    }
     let mut parts = Unpack(value);
     let length = parts
         .u64()
@@ -240,6 +245,8 @@ pub(crate) fn parse_timeline_row(
         .ok_or_else(corrupt)?;
     let (header, json) = parts.0.split_at_checked(length).ok_or_else(corrupt)?;
     let header: Header = serde_json::from_slice(header).map_err(|_| corrupt())?;
+    let place = (room, order);
+    store.inner.places.insert(place, header.event_id.clone());
     if let Some(event) = store.inner.events.get(&header.event_id) {
         return Ok(event);
     }

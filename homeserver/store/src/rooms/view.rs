@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    ops::{Bound, RangeBounds as _},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -316,6 +317,39 @@ impl RoomView {
                 .cloned()
                 .collect()
         })
+    }
+
+    /// Walks the room's events within `orders`, newest first, until `visit` returns `false`: those in memory, and
+    /// what is before them from disk.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or `visit` fails.
+    pub fn walk_back(
+        &self,
+        store: &Store,
+        orders: (Bound<i64>, Bound<i64>),
+        mut visit: impl FnMut(Arc<TimelineEvent>) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        for event in self.tail.iter().rev() {
+            if orders.contains(&event.order) && !visit(event.clone())? {
+                return Ok(());
+            }
+        }
+        let first = self.tail.front().map_or(i64::MAX, |first| first.order);
+        let wants_older = match orders.0 {
+            Bound::Included(lower) => lower < first,
+            Bound::Excluded(lower) => lower.saturating_add(1) < first,
+            Bound::Unbounded => true,
+        };
+        if !wants_older {
+            return Ok(());
+        }
+        let upper = match orders.1 {
+            Bound::Included(upper) if upper < first => orders.1,
+            Bound::Excluded(upper) if upper < first => orders.1,
+            _ => Bound::Excluded(first),
+        };
+        store.walk_timeline(self.room, (orders.0, upper), Direction::Descending, visit)
     }
 
     fn advance(
