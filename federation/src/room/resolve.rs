@@ -49,7 +49,10 @@ pub fn resolve(
     let Some((first, others)) = states.split_first() else {
         return Ok(StateMap::new());
     };
-    if others.iter().all(|other| other.changes_since(first).is_empty()) {
+    if others
+        .iter()
+        .all(|other| other.changes_since(first).is_empty())
+    {
         return Ok(first.clone());
     }
     let v2 = rules
@@ -116,7 +119,9 @@ impl<F: Fn(&EventId) -> Option<Arc<Pdu>>> Known<F> {
             return event.clone();
         }
         let event = (self.fetch)(id);
-        self.events.borrow_mut().insert(id.to_owned(), event.clone());
+        self.events
+            .borrow_mut()
+            .insert(id.to_owned(), event.clone());
         event
     }
 

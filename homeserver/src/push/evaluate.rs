@@ -316,7 +316,10 @@ fn powers(app: &App, view: &RoomView) -> ApiResult<Option<Arc<PushConditionPower
         return Ok(Some(powers));
     }
     let create = state.get("m.room.create", "");
-    let create = create.map(|id| app.store.state_event(id)).transpose()?.flatten();
+    let create = create
+        .map(|id| app.store.state_event(id))
+        .transpose()?
+        .flatten();
     let Some(create) = create else {
         return Ok(None);
     };
@@ -324,7 +327,10 @@ fn powers(app: &App, view: &RoomView) -> ApiResult<Option<Arc<PushConditionPower
     let creators = Powers::new(rules, create.pdu.clone(), None)
         .creators()
         .to_vec();
-    let levels = levels.map(|id| app.store.state_event(&id)).transpose()?.flatten();
+    let levels = levels
+        .map(|id| app.store.state_event(&id))
+        .transpose()?
+        .flatten();
     let levels: Option<RoomPowerLevelsEventContent> =
         levels.and_then(|event| event.pdu.content_as());
     let source = levels.map_or(RoomPowerLevelsSource::None, RoomPowerLevelsSource::Original);

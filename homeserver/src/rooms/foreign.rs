@@ -8,7 +8,8 @@ use std::{
 
 use federation::{event::Pdu, room::auth::allowed_by_auth_events};
 use ruma::{
-    CanonicalJsonObject, EventId, OwnedEventId, RoomId, room_version_rules::RoomVersionRules,
+    CanonicalJsonObject, EventId, OwnedEventId, RoomId, events::TimelineEventType,
+    room_version_rules::RoomVersionRules,
 };
 use serde_json::value::RawValue;
 use store::{Commit, rooms::Standing};
@@ -34,7 +35,9 @@ pub async fn checked(
     for raw in raw {
         match serde_json::from_str::<CanonicalJsonObject>(raw.get()) {
             Ok(object) => objects.push(object),
-            Err(error) => tracing::info!(%room_id, %error, "an event is dropped: not canonical JSON"),
+            Err(error) => {
+                tracing::info!(%room_id, %error, "an event is dropped: not canonical JSON")
+            }
         }
     }
     let verified = peers::verify_events(app, objects, rules).await;
@@ -66,7 +69,11 @@ pub fn by_auth(events: Vec<Arc<Pdu>>) -> Vec<Arc<Pdu>> {
         .collect();
     let mut sorted = Vec::with_capacity(all.len());
     let mut seen: BTreeSet<&EventId> = BTreeSet::new();
-    for first in all.values() {
+    // Since version 12 every event is allowed by the room's creation without naming it.
+    let is_create = |pdu: &&Arc<Pdu>| *pdu.kind() == TimelineEventType::RoomCreate;
+    let creates = all.values().filter(is_create);
+    let others = all.values().filter(|pdu| !is_create(pdu));
+    for first in creates.chain(others) {
         // What is on the way down, with how many of its auth events are behind it.
         let mut path: Vec<(&Arc<Pdu>, usize)> = Vec::new();
         if seen.insert(first.event_id()) {
@@ -152,7 +159,11 @@ mod tests {
         let c = event("c", &[&a, &b]);
         let d = event("d", &[&c, &event("not among them", &[])]);
         let sorted = by_auth(vec![d.clone(), c.clone(), a.clone(), b.clone(), d.clone()]);
-        let place = |pdu: &Arc<Pdu>| sorted.iter().position(|one| one.event_id() == pdu.event_id());
+        let place = |pdu: &Arc<Pdu>| {
+            sorted
+                .iter()
+                .position(|one| one.event_id() == pdu.event_id())
+        };
         assert_eq!(sorted.len(), 4);
         assert!(place(&a) < place(&b) && place(&b) < place(&c) && place(&c) < place(&d));
     }

@@ -113,9 +113,14 @@ impl Filling<'_, '_> {
                 let Some(prev) = self.event(id).await? else {
                     return Err(unobtainable("an event that it is built upon"));
                 };
-                if !self.receiving.place(&prev, None).await?.is_some_and(
-                    |missing| !missing.auth_events.is_empty() || !missing.prev_events.is_empty(),
-                ) {
+                if !self
+                    .receiving
+                    .place(&prev, None)
+                    .await?
+                    .is_some_and(|missing| {
+                        !missing.auth_events.is_empty() || !missing.prev_events.is_empty()
+                    })
+                {
                     continue;
                 }
                 self.auth_chain(id).await?;

@@ -11,21 +11,13 @@ use federation::{
 };
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, RoomId, RoomVersionId,
-    ServerName, UserId,
-    events::TimelineEventType,
-    room_version_rules::RoomVersionRules,
+    ServerName, UserId, events::TimelineEventType, room_version_rules::RoomVersionRules,
     signatures::hash_and_sign_event,
 };
 use serde_json::{Map, Value, value::RawValue};
 use store::{Commit, rooms::Membership};
 
-use super::{
-    Turn,
-    accept::Outcome,
-    acl, foreign, members,
-    receive::is_resident,
-    turn::Append,
-};
+use super::{Turn, accept::Outcome, acl, foreign, members, receive::is_resident, turn::Append};
 use crate::{
     error::{ApiError, ApiResult},
     peers,
@@ -70,7 +62,10 @@ pub async fn propose(
         && let Some(authoriser) = members::authoriser(app, turn, user_id)?
     {
         let authoriser = authoriser.to_string();
-        content.insert("join_authorised_via_users_server".to_owned(), authoriser.into());
+        content.insert(
+            "join_authorised_via_users_server".to_owned(),
+            authoriser.into(),
+        );
     }
     let content =
         serde_json::value::to_raw_value(&content).map_err(|error| ApiError::internal(&error))?;
@@ -99,8 +94,8 @@ pub async fn submitted(
     raw: &RawValue,
     rules: &RoomVersionRules,
 ) -> ApiResult<Pdu> {
-    let mut object: CanonicalJsonObject = serde_json::from_str(raw.get())
-        .map_err(|error| ApiError::bad_json(error.to_string()))?;
+    let mut object: CanonicalJsonObject =
+        serde_json::from_str(raw.get()).map_err(|error| ApiError::bad_json(error.to_string()))?;
     object.remove("unsigned");
     if authorised_here(app, &object) {
         // Whoever lets somebody in signs for it, and without the signature it would not verify.
@@ -127,7 +122,9 @@ pub async fn submitted(
 }
 
 fn authorised_here(app: &App, object: &CanonicalJsonObject) -> bool {
-    let content = object.get("content").and_then(CanonicalJsonValue::as_object);
+    let content = object
+        .get("content")
+        .and_then(CanonicalJsonValue::as_object);
     let by = content
         .and_then(|content| content.get("join_authorised_via_users_server")?.as_str())
         .and_then(|by| UserId::parse(by).ok());
@@ -206,7 +203,9 @@ pub fn with_chain(
             continue;
         }
         if seen.len() > federation::room::resolve::CHAIN_EVENTS_MAX {
-            return Err(ApiError::unknown("the room's auth chain is too long to be sent"));
+            return Err(ApiError::unknown(
+                "the room's auth chain is too long to be sent",
+            ));
         }
         if let Some(pdu) = app.store.pdu(&id)? {
             todo.extend(pdu.auth_events().iter().cloned());
@@ -228,15 +227,19 @@ pub async fn invitation(
     raw: &RawValue,
 ) -> ApiResult<(Arc<Pdu>, CanonicalJsonObject)> {
     let rules = super::turn::rules_of(version)?;
-    let object: CanonicalJsonObject = serde_json::from_str(raw.get())
-        .map_err(|error| ApiError::bad_json(error.to_string()))?;
-    let pdu = foreign::checked(app, room_id, rules, &[raw.to_owned()]).await.pop();
+    let object: CanonicalJsonObject =
+        serde_json::from_str(raw.get()).map_err(|error| ApiError::bad_json(error.to_string()))?;
+    let pdu = foreign::checked(app, room_id, rules, &[raw.to_owned()])
+        .await
+        .pop();
     let pdu = pdu.ok_or_else(|| ApiError::invalid_param("the event is not valid"))?;
     let said: Option<members::MemberContent> = pdu.content_as();
     let right = *pdu.kind() == TimelineEventType::RoomMember
         && pdu.event_id() == event_id
         && pdu.sender().server_name() == origin
-        && said.is_some_and(|said| said.membership == ruma::events::room::member::MembershipState::Invite);
+        && said.is_some_and(|said| {
+            said.membership == ruma::events::room::member::MembershipState::Invite
+        });
     if right {
         Ok((pdu, object))
     } else {
@@ -257,8 +260,8 @@ pub fn without_members(
     state: &StateMap,
     join: &Pdu,
 ) -> ApiResult<(Vec<Box<RawValue>>, Vec<String>)> {
-    let named = state.get("m.room.name", "").is_some()
-        || state.get("m.room.canonical_alias", "").is_some();
+    let named =
+        state.get("m.room.name", "").is_some() || state.get("m.room.canonical_alias", "").is_some();
     let mut heroes = if named { 0 } else { HEROES };
     let mut servers = std::collections::BTreeSet::new();
     let mut left = Vec::new();
@@ -299,7 +302,9 @@ const HEROES: usize = 5;
 /// When the store cannot be read.
 pub fn told_outside(app: &App, state: &StateMap, own: &Pdu) -> ApiResult<Vec<Box<RawValue>>> {
     let by = state.get("m.room.member", own.sender().as_str());
-    let entries = super::read::TOLD.iter().filter_map(|kind| state.get(kind, ""));
+    let entries = super::read::TOLD
+        .iter()
+        .filter_map(|kind| state.get(kind, ""));
     let mut told = Vec::new();
     for id in entries.chain(by) {
         if let Some(pdu) = app.store.pdu(id)? {

@@ -300,7 +300,8 @@ impl Going<'_> {
         if let Some(countersigned) = &answer.event {
             pdu = countersigned_event(countersigned, &pdu, rules).unwrap_or(pdu);
         }
-        self.enter(&version, Arc::new(pdu), &answer.auth_chain, &answer.state).await
+        self.enter(&version, Arc::new(pdu), &answer.auth_chain, &answer.state)
+            .await
     }
 
     /// Takes over the state of the room, and the join upon it.
@@ -316,7 +317,10 @@ impl Going<'_> {
         let mut known = foreign::checked(app, room_id, rules, auth_chain).await;
         let state = foreign::checked(app, room_id, rules, state).await;
         known.extend(state.iter().cloned());
-        let first = app.rooms.first_turn(app, room_id.to_owned(), version.clone()).await?;
+        let first = app
+            .rooms
+            .first_turn(app, room_id.to_owned(), version.clone())
+            .await?;
         let mut turn = match first {
             Some(turn) => turn,
             None => app.rooms.turn(app, room_id).await?,
@@ -332,8 +336,13 @@ impl Going<'_> {
                 before.insert(&event.kind().to_string(), key, id);
             }
         }
-        let created = before.get("m.room.create", "").map(|id| turn.pdu(id)).transpose()?;
-        let created = created.flatten().and_then(|create| create.content_as::<Created>());
+        let created = before
+            .get("m.room.create", "")
+            .map(|id| turn.pdu(id))
+            .transpose()?;
+        let created = created
+            .flatten()
+            .and_then(|create| create.content_as::<Created>());
         if created.is_none_or(|created| created.room_version != *version) {
             return Err(ApiError::bad_gateway(
                 "the other server's state has no creation of a room of that version",
@@ -347,7 +356,9 @@ impl Going<'_> {
                 })
             })
             .map_err(|reason| {
-                ApiError::bad_gateway(format!("the other server's state does not allow it: {reason}"))
+                ApiError::bad_gateway(format!(
+                    "the other server's state does not allow it: {reason}"
+                ))
             })?;
         outside::forget(&mut commit, self.caller.user, self.room);
         let place = Place {
@@ -381,7 +392,13 @@ impl Going<'_> {
         };
         let mut commit = Commit::new();
         let place = (self.caller.user, self.room);
-        outside::put(&app.store, &mut commit, place, (Membership::Knock, &pdu), &row)?;
+        outside::put(
+            &app.store,
+            &mut commit,
+            place,
+            (Membership::Knock, &pdu),
+            &row,
+        )?;
         app.store.commit(commit).await?;
         Ok(())
     }
@@ -409,8 +426,9 @@ impl Going<'_> {
 
     /// A leave that no other server hears of.
     fn unheard_leave(&self, version: &RoomVersionId) -> ApiResult<Pdu> {
-        let content = serde_json::value::to_raw_value(&serde_json::json!({ "membership": "leave" }))
-            .map_err(|error| ApiError::internal(&error))?;
+        let content =
+            serde_json::value::to_raw_value(&serde_json::json!({ "membership": "leave" }))
+                .map_err(|error| ApiError::internal(&error))?;
         let user_id = &self.caller.user_id;
         let context = DraftContext {
             room_id: Some(self.room_id),

@@ -115,11 +115,7 @@ async fn invite_elsewhere(
     let invite = invite.ok_or_else(|| ApiError::unknown("the user is invited already"))?;
     let pdu = turn.build(invite)?;
     let state = super::hosting::told_outside(app, &turn.head.state, &pdu)?;
-    let (room_id, version, rules) = (
-        turn.room_id.clone(),
-        turn.head.version.clone(),
-        turn.rules,
-    );
+    let (room_id, version, rules) = (turn.room_id.clone(), turn.head.version.clone(), turn.rules);
     // The network is not waited for with the turn.
     drop(turn);
     let event_id = pdu.event_id().to_owned();
@@ -134,9 +130,17 @@ async fn invite_elsewhere(
         state.into_iter().map(RawStrippedState::Pdu).collect(),
     );
     let answer = peers::ask(app, &server, request).await;
-    let answer = answer.map_err(super::join::relayed)?;
+    let answer = answer.map_err(|error| {
+        let error = super::join::relayed(error);
+        if error.status == http::StatusCode::NOT_FOUND {
+            return ApiError::forbidden(format!("`{server}` knows no such user"));
+        }
+        error
+    })?;
     let signed = super::foreign::checked(app, &room_id, rules, &[answer.event]).await;
-    let signed = signed.into_iter().find(|signed| signed.event_id() == event_id);
+    let signed = signed
+        .into_iter()
+        .find(|signed| signed.event_id() == event_id);
     let signed = signed.ok_or_else(|| {
         ApiError::bad_gateway("the user's server signed another event than was sent")
     })?;
@@ -174,12 +178,7 @@ pub async fn append(
 }
 
 /// The event that a change of membership asks for. `None`: it is so already.
-fn prepare(
-    app: &App,
-    turn: &Turn,
-    caller: &Caller,
-    change: Change,
-) -> ApiResult<Option<Append>> {
+fn prepare(app: &App, turn: &Turn, caller: &Caller, change: Change) -> ApiResult<Option<Append>> {
     let target = &change.target;
     let present = turn.membership(target)?;
     match (change.to, present) {

@@ -574,7 +574,10 @@ pub fn stripped_state(
 ) -> ApiResult<Vec<Box<RawValue>>> {
     let mut told = Vec::new();
     let own = state.get("m.room.member", member.as_str());
-    let own = own.map(|id| app.store.state_event(id)).transpose()?.flatten();
+    let own = own
+        .map(|id| app.store.state_event(id))
+        .transpose()?
+        .flatten();
     let by = own
         .as_ref()
         .and_then(|own| state.get("m.room.member", own.pdu.sender().as_str()));

@@ -13,8 +13,8 @@ use federation::{
     event::{Draft, DraftContext, Pdu},
     room::{
         Powers, StateChange, StateMap,
-        resolve::resolve,
         auth::{allowed_by_auth_events, allowed_by_state, select_auth_events},
+        resolve::resolve,
     },
 };
 use ruma::{
@@ -27,9 +27,7 @@ use serde::Deserialize;
 use store::{
     Commit, EntryIndex, Pending, Store,
     keys::{Keyspace, Packed, Position, RoomNum, StateId, UserNum},
-    rooms::{
-        AsideEvent, Membership, MembershipRow, NewEvent, Rewrite, RoomHead, Standing, TxnRef,
-    },
+    rooms::{AsideEvent, Membership, MembershipRow, NewEvent, Rewrite, RoomHead, Standing, TxnRef},
 };
 use tokio::sync::OwnedMutexGuard;
 
@@ -620,7 +618,9 @@ impl Turn {
             Some(id) => self.pdu(id)?,
             None => None,
         };
-        let content = event.as_ref().map(|event| event.content_as::<MemberContent>());
+        let content = event
+            .as_ref()
+            .map(|event| event.content_as::<MemberContent>());
         let membership = match content {
             Some(Some(content)) => Membership::of(&content.membership),
             // Another server's event may say anything.
@@ -752,7 +752,11 @@ impl Turn {
 fn state_after(before: &StateMap, pdu: &Pdu) -> StateMap {
     let mut after = before.clone();
     if let Some(state_key) = pdu.state_key() {
-        after.insert(&pdu.kind().to_string(), state_key, pdu.event_id().to_owned());
+        after.insert(
+            &pdu.kind().to_string(),
+            state_key,
+            pdu.event_id().to_owned(),
+        );
     }
     after
 }

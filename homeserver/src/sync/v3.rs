@@ -612,9 +612,7 @@ impl<'a> Syncing<'a> {
         let told = outside::of(&self.app.store, self.caller.user, room)?;
         let events = match (told, view) {
             (Some(told), _) => told.state,
-            (None, Some(view)) => {
-                stripped_state(self.app, &view.head.state, &self.caller.user_id)?
-            }
+            (None, Some(view)) => stripped_state(self.app, &view.head.state, &self.caller.user_id)?,
             (None, None) => Vec::new(),
         };
         let events = Events { events };

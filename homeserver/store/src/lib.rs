@@ -98,8 +98,7 @@ impl StoreError {
 pub(crate) type EventCache =
     Arc<quick_cache::sync::Cache<OwnedEventId, Arc<TimelineEvent>, WeighEvent>>;
 
-pub(crate) type AsideCache =
-    quick_cache::sync::Cache<OwnedEventId, Arc<AsideEvent>, WeighAside>;
+pub(crate) type AsideCache = quick_cache::sync::Cache<OwnedEventId, Arc<AsideEvent>, WeighAside>;
 
 #[derive(Clone, Debug)]
 pub(crate) struct WeighAside;

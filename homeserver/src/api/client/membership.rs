@@ -28,8 +28,8 @@ use crate::{
     peers,
     rooms::{
         aliases, join,
-        outside,
         members::{self, Change, To},
+        outside,
     },
     server::App,
 };
@@ -251,7 +251,11 @@ async fn leave(
     let outside = room.map(|room| outside::of(&app.store, caller.user, room));
     if outside.transpose()?.flatten().is_some() {
         let mut extra = Map::new();
-        extra.extend(request.reason.map(|reason| ("reason".to_owned(), reason.into())));
+        extra.extend(
+            request
+                .reason
+                .map(|reason| ("reason".to_owned(), reason.into())),
+        );
         join::leave(&app, &caller, &request.room_id, &extra).await?;
         return Ok(leave_room::v3::Response::new());
     }

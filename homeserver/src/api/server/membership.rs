@@ -9,8 +9,8 @@ use http::StatusCode;
 use ruma::{
     RoomVersionId, UserId,
     api::federation::membership::{
-        RawStrippedState, create_invite, create_join_event, create_knock_event,
-        create_leave_event, prepare_join_event, prepare_knock_event, prepare_leave_event,
+        RawStrippedState, create_invite, create_join_event, create_knock_event, create_leave_event,
+        prepare_join_event, prepare_knock_event, prepare_leave_event,
     },
 };
 use serde_json::value::RawValue;
@@ -174,9 +174,13 @@ async fn invite(
         hosting::invitation(&app, &origin.name, place, version, &request.event).await?;
     let target = pdu.state_key().and_then(|key| UserId::parse(key).ok());
     let target = target.filter(|target| app.is_local(&**target));
-    let target = target.ok_or_else(|| ApiError::invalid_param("the user is not one of this server"))?;
+    let target =
+        target.ok_or_else(|| ApiError::invalid_param("the user is not one of this server"))?;
     let user = app.store.find_user(&target)?;
-    let account = user.map(|user| app.accounts.user(user)).transpose()?.flatten();
+    let account = user
+        .map(|user| app.accounts.user(user))
+        .transpose()?
+        .flatten();
     let Some((user, _)) = user.zip(account.filter(|account| !account.deactivated)) else {
         return Err(ApiError::not_found("there is no such user"));
     };
@@ -197,6 +201,7 @@ async fn invite(
         outside::put(&app.store, &mut commit, (user, room), invited, &row)?;
         app.store.commit(commit).await?;
     }
-    let event = serde_json::value::to_raw_value(&object).map_err(|error| ApiError::internal(&error))?;
+    let event =
+        serde_json::value::to_raw_value(&object).map_err(|error| ApiError::internal(&error))?;
     Ok(create_invite::v2::Response::new(event))
 }

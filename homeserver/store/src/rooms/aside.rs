@@ -128,7 +128,10 @@ impl Store {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn state_event(&self, event_id: &EventId) -> Result<Option<Arc<TimelineEvent>>, StoreError> {
+    pub fn state_event(
+        &self,
+        event_id: &EventId,
+    ) -> Result<Option<Arc<TimelineEvent>>, StoreError> {
         if let Some(event) = self.event(event_id)? {
             return Ok(Some(event));
         }
