@@ -8,3 +8,4 @@
 
 mod keys;
 mod requests;
+mod resolving;
