@@ -9,3 +9,4 @@
 mod joining;
 mod keys;
 mod requests;
+mod resolving;
