@@ -3,7 +3,9 @@
 //! To change a room, take its [`Turn`], append events, finish. What follows from a change is a
 //! reader of the log, never one more call in here.
 
+pub mod acl;
 pub mod aliases;
+pub mod chains;
 pub mod create;
 pub mod directory;
 pub mod members;
@@ -12,6 +14,7 @@ pub mod read;
 pub mod relations;
 pub mod rules;
 pub mod send;
+pub mod served;
 pub mod turn;
 pub mod upgrade;
 
