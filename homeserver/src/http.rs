@@ -31,6 +31,16 @@ pub fn query(parts: &Parts, name: &str) -> Option<String> {
     })
 }
 
+/// Every value of a query parameter.
+pub fn queries(parts: &Parts, name: &str) -> Vec<String> {
+    let query = parts.uri.query().unwrap_or_default();
+    let pairs: Result<Vec<(String, String)>, _> = serde_html_form::from_str(query);
+    let pairs = pairs.unwrap_or_default().into_iter();
+    pairs
+        .filter_map(|(key, value)| (key == name).then_some(value))
+        .collect()
+}
+
 /// A JSON reply.
 pub fn json_reply(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {

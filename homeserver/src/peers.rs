@@ -2,7 +2,10 @@
 
 pub mod origin;
 
-use ruma::{ServerName, api::OutgoingRequest};
+use ruma::{
+    ServerName,
+    api::{OutgoingRequest, path_builder::SinglePath},
+};
 
 use crate::{
     error::{ApiError, ApiResult},
@@ -49,7 +52,7 @@ pub async fn ask<R>(
     _request: R,
 ) -> Result<R::IncomingResponse, PeerError>
 where
-    R: OutgoingRequest + Send,
+    R: OutgoingRequest<PathBuilder = SinglePath> + Send,
 {
     Err(PeerError::Unreachable {
         server: server.to_owned(),

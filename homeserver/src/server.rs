@@ -66,6 +66,8 @@ pub struct Parts {
     pub appservices: Appservices,
     /// Open sessions of user-interactive authentication.
     pub uia: UiaSessions,
+    /// What other servers answered lately.
+    pub asked: crate::asked::Asked,
     /// Rate limits.
     pub limits: Limits,
     /// Rooms: sending, joining, creating.
@@ -183,6 +185,7 @@ impl Server {
             accounts: Accounts::new(store.clone()),
             appservices: Appservices::new(registrations, to_services),
             uia: UiaSessions::default(),
+            asked: crate::asked::Asked::default(),
             limits: Limits::default(),
             rooms: Rooms::new(store.clone()),
             key_turn: crate::keys::KeyTurn::default(),

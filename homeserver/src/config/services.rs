@@ -60,6 +60,8 @@ pub struct Appservices {
 pub struct Federation {
     /// Whether this server exchanges rooms and events with others. Default: no.
     pub enabled: bool,
+    /// Whether other servers are told the names of devices. Default: no, only their IDs and keys.
+    pub share_device_names: bool,
 }
 
 /// Where clients find a service for group calls (`MatrixRTC`, MSC4143).

@@ -25,7 +25,7 @@ use ruma::api::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{auth::Auth, json_reply, query};
+use super::{auth::Auth, json_reply, queries, query};
 use crate::{
     error::{ApiError, ApiResult},
     metrics::Measured,
@@ -84,6 +84,11 @@ impl RawRequest {
     /// The first value of a query parameter.
     pub fn query(&self, name: &str) -> Option<String> {
         query(&self.parts, name)
+    }
+
+    /// Every value of a query parameter.
+    pub fn queries(&self, name: &str) -> Vec<String> {
+        queries(&self.parts, name)
     }
 
     /// The body as JSON; an empty body is an empty object.

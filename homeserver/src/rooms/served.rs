@@ -127,8 +127,8 @@ impl Asker {
                 .unwrap_or(MembershipState::Leave),
             joined_later,
         };
-        // Somebody who is in neither state, and may have come later.
-        let nobody = UserId::parse(format!("@:{}", self.server)).ok();
+        // Stands for somebody who is in neither state, and may have come later.
+        let nobody = UserId::parse(format!("@_:{}", self.server)).ok();
         if let Some(nobody) = &nobody {
             let (before, after) = (
                 view(&before, None, self.joined),
