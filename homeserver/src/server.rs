@@ -224,6 +224,8 @@ impl Server {
         app.tasks
             .spawn("housekeeping", crate::accounts::keep_house(app.clone()));
         app.tasks
+            .spawn("remote media", crate::media::remote::tidy(app.clone()));
+        app.tasks
             .spawn("counts", crate::push::unread::write(app.clone()));
         app.push.pushers.load(&app.store)?;
         app.tasks
@@ -362,10 +364,10 @@ async fn start_appservices(app: &App) -> ApiResult<()> {
 /// The directory of uploads, and the client that fetches pages for users.
 async fn library(config: &Config) -> Result<Library, StartError> {
     let outward = outward(config, config.testing.allow_private_addresses)?;
-    Ok(Library::new(
-        Files::open(config.media_directory()).await?,
-        outward,
-    ))
+    let directory = config.media_directory();
+    let files = Files::open(&directory).await?;
+    let remote_files = Files::open(directory.join("remote")).await?;
+    Ok(Library::new(files, remote_files, outward))
 }
 
 /// A client for outgoing requests that are not federation.

@@ -107,7 +107,7 @@ fn behind(
     let mut found = Vec::new();
     let mut next = from;
     loop {
-        for event_id in next {
+        for event_id in std::mem::take(&mut next) {
             if known.contains_key(&event_id) {
                 continue;
             }
