@@ -185,8 +185,14 @@ mod tests {
     #[tokio::test]
     async fn a_failure_is_not_remembered() {
         let fresh = Fresh::new(10_000, |_| 100);
-        assert_eq!(fresh.get(0, "a", 500, async { Err(()) }).await, Err::<u8, ()>(()));
-        assert_eq!(fresh.get(0, "a", 500, async { Ok::<_, ()>(1) }).await, Ok(1));
+        assert_eq!(
+            fresh.get(0, "a", 500, async { Err(()) }).await,
+            Err::<u8, ()>(())
+        );
+        assert_eq!(
+            fresh.get(0, "a", 500, async { Ok::<_, ()>(1) }).await,
+            Ok(1)
+        );
     }
 
     #[tokio::test]
@@ -207,7 +213,10 @@ mod tests {
         let fresh = Fresh::new(10_000, |_| 100);
         for number in 0..1_000 {
             let question = number.to_string();
-            fresh.get(0, &question, 500, async { Ok::<_, ()>(number) }).await.unwrap();
+            fresh
+                .get(0, &question, 500, async { Ok::<_, ()>(number) })
+                .await
+                .unwrap();
         }
         assert!(fresh.cache.len() <= 40, "{}", fresh.cache.len());
     }

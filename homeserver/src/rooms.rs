@@ -15,6 +15,7 @@ pub mod relations;
 pub mod rules;
 pub mod send;
 pub mod served;
+pub mod spaces;
 pub mod turn;
 pub mod upgrade;
 

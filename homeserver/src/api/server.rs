@@ -7,7 +7,7 @@ mod keys;
 mod media;
 mod openid;
 mod profiles;
-//mod spaces;
+mod spaces;
 
 use crate::http::Routes;
 
@@ -20,5 +20,5 @@ pub fn routes(routes: &mut Routes) {
     media::routes(routes);
     openid::routes(routes);
     profiles::routes(routes);
-    //spaces::routes(routes);
+    spaces::routes(routes);
 }

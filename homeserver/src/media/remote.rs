@@ -367,7 +367,10 @@ fn is_unknown_endpoint(error: &PeerError) -> bool {
             body,
             ..
         } => {
-            let unknown = matches!(*status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
+            let unknown = matches!(
+                *status,
+                StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
+            );
             unknown && (errcode == "M_UNRECOGNIZED" || body.is_empty())
         }
         _ => false,

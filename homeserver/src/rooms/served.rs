@@ -152,12 +152,7 @@ impl Asker {
     }
 
     /// Whether a user is joined, or was after the event.
-    fn joined_after(
-        &self,
-        app: &App,
-        user_id: &UserId,
-        event: &TimelineEvent,
-    ) -> ApiResult<bool> {
+    fn joined_after(&self, app: &App, user_id: &UserId, event: &TimelineEvent) -> ApiResult<bool> {
         let Some(user) = app.store.find_user(user_id)? else {
             return Ok(false);
         };

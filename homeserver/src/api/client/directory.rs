@@ -215,7 +215,13 @@ async fn list(
     }
     let limit = request.limit.map(u64::from);
     let wanted = Wanted::default();
-    page(&app, &wanted, &RoomNetwork::Matrix, request.since.as_deref(), limit)
+    page(
+        &app,
+        &wanted,
+        &RoomNetwork::Matrix,
+        request.since.as_deref(),
+        limit,
+    )
 }
 
 async fn search(
@@ -258,7 +264,10 @@ async fn search(
 pub(crate) fn wanted(filter: &Filter) -> ApiResult<Wanted> {
     let term = filter.generic_search_term.clone();
     let term = term.filter(|term| !term.is_empty());
-    if term.as_ref().is_some_and(|term| term.len() > TERM_BYTES_MAX) {
+    if term
+        .as_ref()
+        .is_some_and(|term| term.len() > TERM_BYTES_MAX)
+    {
         return Err(ApiError::invalid_param(format!(
             "a search term has at most {TERM_BYTES_MAX} bytes"
         )));
@@ -302,7 +311,11 @@ pub(crate) fn page(
 ) -> ApiResult<Map<String, Value>> {
     if matches!(network, RoomNetwork::ThirdParty(_)) {
         // No application service has published a room of its network here.
-        return Ok(reply(json!([]), Some(0), [("next_batch", None), ("prev_batch", None)]));
+        return Ok(reply(
+            json!([]),
+            Some(0),
+            [("next_batch", None), ("prev_batch", None)],
+        ));
     }
     let since = since.filter(|since| !since.is_empty());
     let since = since.map(Place::parse).transpose()?;
@@ -316,5 +329,9 @@ pub(crate) fn page(
         ("next_batch", text(page.next)),
         ("prev_batch", text(page.previous)),
     ];
-    Ok(reply(json!(page.rooms), u64::try_from(page.total).ok(), tokens))
+    Ok(reply(
+        json!(page.rooms),
+        u64::try_from(page.total).ok(),
+        tokens,
+    ))
 }

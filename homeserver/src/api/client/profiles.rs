@@ -74,11 +74,7 @@ async fn get_all(
     Ok(profile(&app, caller.as_ref(), &request).await?.into())
 }
 
-async fn get(
-    app: App,
-    MaybeCaller(caller): MaybeCaller,
-    request: RawRequest,
-) -> ApiResult<Value> {
+async fn get(app: App, MaybeCaller(caller): MaybeCaller, request: RawRequest) -> ApiResult<Value> {
     let field = request.arg(1);
     let value = profile(&app, caller.as_ref(), &request)
         .await?

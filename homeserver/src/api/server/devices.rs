@@ -18,15 +18,19 @@ use crate::{
 
 pub(super) fn routes(routes: &mut Routes) {
     let prefix = "/_matrix/federation/v1/user";
-    routes.raw(Method::GET, &format!("{prefix}/devices/{{user_id}}"), devices);
+    routes.raw(
+        Method::GET,
+        &format!("{prefix}/devices/{{user_id}}"),
+        devices,
+    );
     routes.raw(Method::POST, &format!("{prefix}/keys/query"), query);
     routes.raw(Method::POST, &format!("{prefix}/keys/claim"), claim);
 }
 
 /// Every device of a user that has keys. The position is read first: what is read after it can be newer, never older.
 async fn devices(app: App, _: Origin, request: RawRequest) -> ApiResult<Map<String, Value>> {
-    let user_id = UserId::parse(request.arg(0))
-        .map_err(|_| ApiError::invalid_param("not a user ID"))?;
+    let user_id =
+        UserId::parse(request.arg(0)).map_err(|_| ApiError::invalid_param("not a user ID"))?;
     let user = app
         .store
         .find_user(&user_id)?

@@ -28,10 +28,7 @@ use store::{kv, rooms::TimelineEvent};
 use crate::{
     error::{ApiError, ApiResult},
     http::{Origin, Routes},
-    rooms::{
-        chains,
-        served::Asker,
-    },
+    rooms::{chains, served::Asker},
     server::App,
 };
 
@@ -201,7 +198,11 @@ async fn state(
     request: get_room_state::v1::Request,
 ) -> ApiResult<get_room_state::v1::Response> {
     let (state, chain) = state_before(&app, &origin, &request.room_id, &request.event_id)?;
-    let all = |pdus: Vec<Arc<Pdu>>| pdus.iter().map(|pdu| raw(pdu)).collect::<ApiResult<Vec<_>>>();
+    let all = |pdus: Vec<Arc<Pdu>>| {
+        pdus.iter()
+            .map(|pdu| raw(pdu))
+            .collect::<ApiResult<Vec<_>>>()
+    };
     Ok(get_room_state::v1::Response::new(all(chain)?, all(state)?))
 }
 
@@ -212,7 +213,10 @@ async fn state_ids(
 ) -> ApiResult<get_room_state_ids::v1::Response> {
     let (state, chain) = state_before(&app, &origin, &request.room_id, &request.event_id)?;
     let all = |pdus: Vec<Arc<Pdu>>| pdus.iter().map(|pdu| pdu.event_id().to_owned()).collect();
-    Ok(get_room_state_ids::v1::Response::new(all(chain), all(state)))
+    Ok(get_room_state_ids::v1::Response::new(
+        all(chain),
+        all(state),
+    ))
 }
 
 /// One event: whole or redacted for who may look into its room, and unknown to everybody else.
@@ -221,7 +225,10 @@ async fn event(
     origin: Origin,
     request: get_event::v1::Request,
 ) -> ApiResult<get_event::v1::Response> {
-    let found = app.store.event(&request.event_id)?.ok_or_else(no_such_event)?;
+    let found = app
+        .store
+        .event(&request.event_id)?
+        .ok_or_else(no_such_event)?;
     let room_id = found.pdu.room_id();
     let mut asker = Asker::of(&app, room_id, &origin.name).map_err(|error| {
         if error.status == http::StatusCode::FORBIDDEN {
@@ -276,7 +283,8 @@ async fn near_time(
     if let Some(error) = failed {
         return Err(error);
     }
-    let event = found.ok_or_else(|| ApiError::not_found("there is no event at or beyond that time"))?;
+    let event =
+        found.ok_or_else(|| ApiError::not_found("there is no event at or beyond that time"))?;
     Ok(get_event_by_timestamp::v1::Response::new(
         event.pdu.event_id().to_owned(),
         event.pdu.origin_server_ts(),

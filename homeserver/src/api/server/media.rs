@@ -25,8 +25,16 @@ const BOUNDARY_CHARACTERS: usize = 30;
 
 pub(super) fn routes(routes: &mut Routes) {
     let prefix = "/_matrix/federation/v1/media";
-    routes.route(Method::GET, &format!("{prefix}/download/{{media_id}}"), download);
-    routes.route(Method::GET, &format!("{prefix}/thumbnail/{{media_id}}"), small);
+    routes.route(
+        Method::GET,
+        &format!("{prefix}/download/{{media_id}}"),
+        download,
+    );
+    routes.route(
+        Method::GET,
+        &format!("{prefix}/thumbnail/{{media_id}}"),
+        small,
+    );
 }
 
 async fn download(app: App, _: Origin, request: RawRequest) -> ApiResult<Response> {
@@ -49,9 +57,13 @@ async fn in_parts(app: &App, served: &Served) -> ApiResult<Response> {
     let name = served.filename.as_deref().and_then(Filename::new);
     let disposition = content_disposition(&kind, name.as_ref());
     let boundary = app.entropy.text(BOUNDARY_CHARACTERS);
-    let mut head = format!("--{boundary}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n--{boundary}\r\n")
-        .into_bytes();
-    for (name, value) in [("Content-Type", &kind), ("Content-Disposition", &disposition)] {
+    let mut head =
+        format!("--{boundary}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n--{boundary}\r\n")
+            .into_bytes();
+    for (name, value) in [
+        ("Content-Type", &kind),
+        ("Content-Disposition", &disposition),
+    ] {
         head.extend_from_slice(name.as_bytes());
         head.extend_from_slice(b": ");
         head.extend_from_slice(value.as_bytes());
@@ -67,6 +79,8 @@ async fn in_parts(app: &App, served: &Served) -> ApiResult<Response> {
     let kind = HeaderValue::try_from(format!("multipart/mixed; boundary={boundary}"))
         .map_err(|error| ApiError::internal(&error))?;
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    response
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, length.into());
     Ok(response)
 }

@@ -23,8 +23,7 @@ async fn profile(app: App, _: Origin, request: RawRequest) -> ApiResult<Map<Stri
     let user_id = request
         .query("user_id")
         .ok_or_else(|| ApiError::missing_param("`user_id` is missing"))?;
-    let user_id =
-        UserId::parse(user_id).map_err(|_| ApiError::invalid_param("not a user ID"))?;
+    let user_id = UserId::parse(user_id).map_err(|_| ApiError::invalid_param("not a user ID"))?;
     if !app.is_local(&user_id) {
         return Err(ApiError::invalid_param(
             "the user is not one of this server",
