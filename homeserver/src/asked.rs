@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::ApiError,
-    peers::{self, PeerError},
+    peers::{self, Limits, PeerError},
     server::App,
 };
 
@@ -127,6 +127,9 @@ pub struct Told {
     pub inaccessible: Vec<OwnedRoomId>,
 }
 
+/// The largest answer that is not a file, in bytes (4 MiB).
+const BYTES_MAX: usize = 4 << 20;
+
 /// Asks another server while somebody waits for the answer.
 ///
 /// # Errors
@@ -140,7 +143,29 @@ pub async fn ask<R>(
 where
     R: OutgoingRequest<PathBuilder = SinglePath> + Send,
 {
-    let answer = tokio::time::timeout(wait, peers::ask(app, server, request));
+    ask_for(app, server, request, wait, BYTES_MAX).await
+}
+
+/// As [`ask`], for an answer of up to `bytes_max`.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn ask_for<R>(
+    app: &App,
+    server: &ServerName,
+    request: R,
+    wait: Duration,
+    bytes_max: usize,
+) -> Result<R::IncomingResponse, PeerError>
+where
+    R: OutgoingRequest<PathBuilder = SinglePath> + Send,
+{
+    let limits = Limits {
+        timeout: wait,
+        bytes_max,
+    };
+    // Waiting for a place among all requests to other servers counts, too.
+    let answer = tokio::time::timeout(wait, peers::ask_within(app, server, request, limits));
     answer.await.unwrap_or_else(|_| {
         Err(PeerError::Unreachable {
             server: server.to_owned(),

@@ -48,6 +48,9 @@ pub(super) const FETCHES_AT_ONCE: usize = 4;
 /// How long the bytes of a file may take to arrive, once its server has it.
 const FETCH_MAX: Duration = Duration::from_mins(2);
 
+/// What is around a file in an answer at most, in bytes: two parts with their headers.
+const AROUND_BYTES: u64 = 64 << 10;
+
 /// For how long it is remembered that a server has no such file, in milliseconds: a minute.
 pub(super) const REMEMBERED_MS: u64 = 60 * 1_000;
 
@@ -336,7 +339,7 @@ async fn fetch(
     let _place = place.map_err(|error| ApiError::internal(&error))?;
     let mut request = get_content::v1::Request::new(id.to_owned());
     request.timeout_ms = wait;
-    match asked::ask(app, server, request, wait + FETCH_MAX).await {
+    match asked::ask_for(app, server, request, wait + FETCH_MAX, bytes_max(app)).await {
         Ok(answer) => match answer.content {
             FileOrLocation::File(content) => {
                 let name = content.content_disposition.and_then(|given| given.filename);
@@ -352,6 +355,16 @@ async fn fetch(
         Err(error) if is_unknown_endpoint(&error) => unauthenticated(app, server, id, wait).await,
         Err(error) => gone(&error),
     }
+}
+
+/// How much of an answer with a file is taken, in bytes: the largest file, and what is around it.
+fn bytes_max(app: &App) -> usize {
+    let most = app
+        .config
+        .media
+        .remote_file_bytes()
+        .saturating_add(AROUND_BYTES);
+    usize::try_from(most).unwrap_or(usize::MAX)
 }
 
 fn filename(name: &str) -> Option<String> {
@@ -424,7 +437,7 @@ async fn unauthenticated(
         id: id.to_owned(),
         wait,
     };
-    match asked::ask(app, server, request, wait + FETCH_MAX).await {
+    match asked::ask_for(app, server, request, wait + FETCH_MAX, bytes_max(app)).await {
         Ok(UnauthenticatedFile(fetched)) => Ok(Some(fetched)),
         Err(error) => gone(&error),
     }

@@ -201,6 +201,9 @@ keyspaces! {
     WORD = 0x70;
     /// room, order → the words of the event in `WORD`.
     EVENT_WORDS = 0x71;
+
+    /// server → its signing keys, and its last answer about them.
+    SERVER_KEY = 0x80;
 }
 
 /// Bytes of a key or a value under construction.
