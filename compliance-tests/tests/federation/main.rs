@@ -6,5 +6,10 @@
     reason = "a test that finds something else than it expects should end there"
 )]
 
+mod devices;
+mod directory;
 mod keys;
+mod media;
+mod profiles;
 mod requests;
+mod spaces;
