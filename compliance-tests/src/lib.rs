@@ -10,12 +10,14 @@
 )]
 
 mod client;
+mod image;
 mod network;
 mod stranger;
 mod world;
 
 pub use self::{
     client::{Client, Reply, event_ids, segment},
+    image::{png, png_claiming},
     network::Network,
     stranger::Stranger,
     world::World,

@@ -2,12 +2,13 @@
 //!
 //! Nothing here is secret. Device keys are not checked cryptographically: clients verify what they get.
 //! [`lists`] tells who has to look again, [`signing`] keeps who vouches for what, [`backup`] and
-//! [`dehydrated`] carry keys over to a user's next device.
+//! [`dehydrated`] carry keys over to a user's next device, [`remote`] asks other servers for the keys of their users.
 //! Spec: client-server API, "Key management API".
 
 pub mod backup;
 pub mod dehydrated;
 pub mod lists;
+pub mod remote;
 pub mod signing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -272,10 +273,7 @@ pub fn query(
     app: &App,
     asked: &BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
 ) -> ApiResult<DeviceKeys> {
-    let count: usize = asked.values().map(|devices| devices.len().max(1)).sum();
-    if count > DEVICES_ASKED_MAX {
-        return Err(ApiError::too_large("too many devices are asked for"));
-    }
+    must_be_few(asked.values().map(|devices| devices.len().max(1)).sum())?;
     let mut found = DeviceKeys::new();
     for (user_id, devices) in asked.iter().filter(|(user_id, _)| app.is_local(user_id)) {
         let of_user = found.entry(user_id.clone()).or_default();
@@ -286,19 +284,95 @@ pub fn query(
             if !devices.is_empty() && !devices.contains(&device) {
                 continue;
             }
-            let key = of_device(Keyspace::DEVICE_KEYS, user, &device);
-            let Some(mut keys) = app.store.get(DEVICE_KEYS, key)? else {
+            let Some(mut keys) = of_one(app, user, &device)? else {
                 continue;
             };
             if let Some(name) = row.display_name {
                 let unsigned = serde_json::json!({ "device_display_name": name });
                 keys.insert("unsigned".to_owned(), unsigned);
             }
-            signing::add_signatures(app, &mut keys, (user, device.as_str()), None)?;
             of_user.insert(device, keys);
         }
     }
     Ok(found)
+}
+
+/// As [`query`], for other servers: the names of devices only if the configuration shares them, and no signatures
+/// but the user's own.
+///
+/// # Errors
+/// As [`query`].
+pub fn query_from_outside(
+    app: &App,
+    asked: &BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
+) -> ApiResult<DeviceKeys> {
+    let mut found = query(app, asked)?;
+    for (user_id, devices) in &mut found {
+        for keys in devices.values_mut() {
+            signing::keep_own_signatures(keys, user_id);
+            if !app.config.federation.share_device_names {
+                keys.remove("unsigned");
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The identity keys of a device, with what its user signed of them; `None` when it has none.
+fn of_one(app: &App, user: UserNum, device: &DeviceId) -> ApiResult<Option<Map<String, Value>>> {
+    let key = of_device(Keyspace::DEVICE_KEYS, user, device);
+    let Some(mut keys) = app.store.get(DEVICE_KEYS, key)? else {
+        return Ok(None);
+    };
+    // Only its user's server says what is beside the signed part.
+    keys.remove("unsigned");
+    signing::add_signatures(app, &mut keys, (user, device.as_str()), None)?;
+    Ok(Some(keys))
+}
+
+/// A device as other servers are told of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Told {
+    /// Which.
+    pub device_id: OwnedDeviceId,
+    /// Its identity keys.
+    pub keys: Map<String, Value>,
+    /// Its name, if the configuration shares names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_display_name: Option<String>,
+}
+
+/// Every device of a local user that has keys, as other servers are told of them.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn told(app: &App, user: UserNum, user_id: &UserId) -> ApiResult<Vec<Told>> {
+    let mut told = Vec::new();
+    for (device_id, row) in app.accounts.devices(user)? {
+        if let Some(mut keys) = of_one(app, user, &device_id)? {
+            signing::keep_own_signatures(&mut keys, user_id);
+            let shared = app.config.federation.share_device_names;
+            told.push(Told {
+                device_id,
+                keys,
+                device_display_name: row.display_name.filter(|_| shared),
+            });
+        }
+    }
+    Ok(told)
+}
+
+/// That one request does not look up or claim keys of too many devices.
+///
+/// # Errors
+/// `M_TOO_LARGE`.
+fn must_be_few(devices: usize) -> ApiResult<()> {
+    if devices > DEVICES_ASKED_MAX {
+        return Err(ApiError::too_large(format!(
+            "one request asks for at most {DEVICES_ASKED_MAX} devices"
+        )));
+    }
+    Ok(())
 }
 
 /// Claimed keys, by user and device.
@@ -312,9 +386,7 @@ pub async fn claim(
     app: &App,
     asked: &BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, String>>,
 ) -> ApiResult<Claimed> {
-    if asked.values().map(BTreeMap::len).sum::<usize>() > DEVICES_ASKED_MAX {
-        return Err(ApiError::too_large("too many keys are claimed at once"));
-    }
+    must_be_few(asked.values().map(BTreeMap::len).sum())?;
     let mut users = Vec::new();
     for user_id in asked.keys().filter(|user_id| app.is_local(user_id)) {
         users.extend(app.store.find_user(user_id)?);

@@ -7,6 +7,7 @@ pub mod account_data;
 pub mod accounts;
 pub mod api;
 pub mod appservices;
+pub mod asked;
 pub mod config;
 pub mod delayed;
 pub mod ephemeral;

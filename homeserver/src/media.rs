@@ -8,8 +8,8 @@
 //! | [`outward`] | fetches what a user's URL points at, and refuses to be pointed inward |
 //! | [`preview`] | reads a web page into the few words shown under a link |
 //!
-//! [`library`] puts them together with the store: which media there are, thumbnails, quotas. Who may see them is
-//! the API chapter's question.
+//! [`library`] puts them together with the store: which media there are, thumbnails, quotas; [`remote`] does so for
+//! media of other servers. Who may see them is the API chapter's question.
 //!
 //! Spec: client-server API, module "Content repository".
 
@@ -18,4 +18,5 @@ pub mod files;
 pub mod library;
 pub mod outward;
 pub mod preview;
+pub mod remote;
 pub mod thumbnail;

@@ -6,6 +6,7 @@
 pub mod accept;
 pub mod acl;
 pub mod aliases;
+pub mod chains;
 pub mod create;
 pub mod directory;
 pub mod foreign;
@@ -20,6 +21,8 @@ pub mod receive;
 pub mod relations;
 pub mod rules;
 pub mod send;
+pub mod served;
+pub mod spaces;
 pub mod turn;
 pub mod upgrade;
 

@@ -70,6 +70,8 @@ pub struct Parts {
     pub transactions: Transactions,
     /// Open sessions of user-interactive authentication.
     pub uia: UiaSessions,
+    /// What other servers answered lately.
+    pub asked: crate::asked::Asked,
     /// Rate limits.
     pub limits: Limits,
     /// Other servers.
@@ -194,6 +196,7 @@ impl Server {
             appservices: Appservices::new(registrations, to_services),
             transactions: Transactions::default(),
             uia: UiaSessions::default(),
+            asked: crate::asked::Asked::default(),
             limits: Limits::default(),
             peers: Peers::new(transport),
             rooms: Rooms::new(store.clone()),
@@ -232,6 +235,8 @@ impl Server {
         app.tasks.spawn("upkeep", crate::upkeep::run(app.clone()));
         app.tasks
             .spawn("housekeeping", crate::accounts::keep_house(app.clone()));
+        app.tasks
+            .spawn("remote media", crate::media::remote::tidy(app.clone()));
         app.tasks
             .spawn("counts", crate::push::unread::write(app.clone()));
         app.push.pushers.load(&app.store)?;
@@ -371,10 +376,10 @@ async fn start_appservices(app: &App) -> ApiResult<()> {
 /// The directory of uploads, and the client that fetches pages for users.
 async fn library(config: &Config) -> Result<Library, StartError> {
     let outward = outward(config, config.testing.allow_private_addresses)?;
-    Ok(Library::new(
-        Files::open(config.media_directory()).await?,
-        outward,
-    ))
+    let directory = config.media_directory();
+    let files = Files::open(&directory).await?;
+    let remote_files = Files::open(directory.join("remote")).await?;
+    Ok(Library::new(files, remote_files, outward))
 }
 
 /// A client for outgoing requests that are not federation.

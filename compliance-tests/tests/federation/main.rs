@@ -7,6 +7,11 @@
 )]
 
 mod joining;
+mod devices;
+mod directory;
 mod keys;
+mod media;
+mod profiles;
 mod requests;
 mod resolving;
+mod spaces;

@@ -98,10 +98,31 @@ pub struct Media {
     /// How long an announced upload may take to arrive. Default: 86,400 s, a day, as the spec recommends.
     #[serde(deserialize_with = "plain::<Between<60, 2_592_000>, _, _>")]
     pub pending_upload_lifetime_seconds: u64,
+    /// One file of another server; a larger one is not fetched. Default: 100 MB.
+    #[serde(deserialize_with = "plain::<Between<1, 1_048_576>, _, _>")]
+    pub remote_file_mb: u64,
+    /// All files of other servers that are kept; those that nobody asked for the longest go first. Default: 10,240 MB.
+    #[serde(deserialize_with = "plain::<Between<1, 1_073_741_824>, _, _>")]
+    pub remote_total_mb: u64,
+    /// How long a file of another server is kept after somebody asked for it. Default: 90 days.
+    #[serde(deserialize_with = "plain::<Between<1, 36_500>, _, _>")]
+    pub remote_unused_days: u64,
     /// `[media.thumbnails]`: small versions of images.
     pub thumbnails: Thumbnails,
     /// `[media.url_previews]`: title and image of a linked page.
     pub url_previews: UrlPreviews,
+}
+
+impl Media {
+    /// One file of another server, in bytes.
+    pub fn remote_file_bytes(&self) -> u64 {
+        self.remote_file_mb * MB
+    }
+
+    /// All files of other servers that are kept, in bytes.
+    pub fn remote_total_bytes(&self) -> u64 {
+        self.remote_total_mb * MB
+    }
 }
 
 impl Default for Media {
@@ -110,6 +131,9 @@ impl Default for Media {
             directory: None,
             pending_uploads_max: 20,
             pending_upload_lifetime_seconds: 86_400,
+            remote_file_mb: 100,
+            remote_total_mb: 10_240,
+            remote_unused_days: 90,
             thumbnails: Thumbnails::default(),
             url_previews: UrlPreviews::default(),
         }

@@ -60,6 +60,26 @@ pub fn note_for(
     note_row(store, commit, user, Some(viewer))
 }
 
+/// Where a user's device list stands for other servers: the position of the last change that everybody sees, 0 if there
+/// was none. It only grows, and grows with each change.
+///
+/// Spec: server-server API, "Device Management", `stream_id`.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn stream_id(store: &Store, user: UserNum) -> ApiResult<Position> {
+    let position = store.get_raw(last_key(user, 0))?;
+    Ok(position
+        .and_then(|value| Unpack(&value).position())
+        .unwrap_or(0))
+}
+
+fn last_key(user: UserNum, viewer: u64) -> Packed {
+    Packed::key(Keyspace::DEVICE_LIST_POSITION)
+        .user(user)
+        .u64(viewer)
+}
+
 fn note_row(
     store: &Store,
     commit: &mut Commit,
@@ -67,9 +87,7 @@ fn note_row(
     viewer: Option<UserNum>,
 ) -> ApiResult<()> {
     let whom = viewer.map_or(0, |viewer| viewer.0);
-    let last = Packed::key(Keyspace::DEVICE_LIST_POSITION)
-        .user(user)
-        .u64(whom);
+    let last = last_key(user, whom);
     if let Some(position) = store
         .get_raw(last.clone())?
         .and_then(|value| Unpack(&value).position())

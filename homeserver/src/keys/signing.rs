@@ -258,13 +258,38 @@ pub fn add_signatures(
     Ok(())
 }
 
+/// Takes away every signature but those of `user_id`: whom others have verified is their own affair.
+pub fn keep_own_signatures(key: &mut Key, user_id: &UserId) {
+    if let Some(Value::Object(all)) = key.get_mut("signatures") {
+        all.retain(|signer, _| signer == user_id.as_str());
+    }
+}
+
+/// The master and the self-signing key of a user, as other servers may see them.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn told(app: &App, user_id: &UserId) -> ApiResult<(Option<Key>, Option<Key>)> {
+    let mut found = query(app, std::iter::once(&user_id.to_owned()), None)?;
+    let own = |mut key: Key| {
+        keep_own_signatures(&mut key, user_id);
+        key
+    };
+    Ok((
+        found.master.remove(user_id).map(own),
+        found.own.remove(user_id).map(own),
+    ))
+}
+
 /// Cross-signing keys by user.
 #[derive(Debug, Default, serde::Serialize)]
 pub struct Found {
+    /// By which users vouch for their other keys.
     #[serde(rename = "master_keys")]
-    master: BTreeMap<OwnedUserId, Key>,
+    pub master: BTreeMap<OwnedUserId, Key>,
+    /// By which users vouch for their devices.
     #[serde(rename = "self_signing_keys")]
-    own: BTreeMap<OwnedUserId, Key>,
+    pub own: BTreeMap<OwnedUserId, Key>,
     /// Only the asking user's own: whom one has verified is one's own affair.
     #[serde(rename = "user_signing_keys")]
     others: BTreeMap<OwnedUserId, Key>,

@@ -1,9 +1,10 @@
 //! Which media there are: rows that name files, announced uploads, thumbnails, quotas.
 //!
-//! A row is committed only after its file is synced; the file is pinned until then.
+//! A row is committed only after its file is synced; the file is pinned until then. Media of other servers are in a
+//! place of their own ([`super::remote`]), so that those can go when there are too many.
 //! Spec: client-server API, "Content repository".
 
-use std::{io::BufReader, time::Duration};
+use std::{io::BufReader, sync::Arc, time::Duration};
 
 use axum::body::Body;
 use http::StatusCode;
@@ -18,20 +19,25 @@ use tokio::sync::{Mutex, Notify, Semaphore};
 use super::{
     files::{ContentHash, Files, FilesError, Kept, PutError},
     outward::Outward,
+    remote::RemoteRow,
     thumbnail::{Limits, Made, Size, Thumbnail, ThumbnailError, thumbnail},
 };
 use crate::{
+    asked::Fresh,
     error::{ApiError, ApiResult},
     seams::heavy,
     server::App,
 };
 
 const MEDIA: Table<MediaRow> = Table::new(Keyspace::MEDIA);
-const THUMBNAILS: Table<ThumbnailRow> = Table::new(Keyspace::THUMBNAIL);
-const USE: Table<MediaUse> = Table::new(Keyspace::MEDIA_USE);
+pub(super) const THUMBNAILS: Table<ThumbnailRow> = Table::new(Keyspace::THUMBNAIL);
+pub(super) const USE: Table<MediaUse> = Table::new(Keyspace::MEDIA_USE);
 
 /// How many thumbnails are made at a time: each may take a second of a core and 256 MiB.
 const THUMBNAILS_AT_ONCE: usize = 2;
+
+/// How much memory may be taken by what is known of files of other servers, in bytes (1 MiB).
+const FETCHED_BYTES_MAX: u64 = 1 << 20;
 
 /// How long a download waits for an announced upload at most.
 const WAIT_MAX: Duration = Duration::from_mins(1);
@@ -61,7 +67,7 @@ pub struct Content {
 }
 
 impl Content {
-    fn of(kept: &Kept) -> Self {
+    pub(super) fn of(kept: &Kept) -> Self {
         Self {
             hash: kept.hash.to_string(),
             length: kept.length,
@@ -81,29 +87,44 @@ impl Content {
 
 /// A thumbnail that was made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct ThumbnailRow {
+pub(super) struct ThumbnailRow {
     content_type: String,
     /// `None`: the original serves.
-    content: Option<Content>,
+    pub(super) content: Option<Content>,
 }
 
 /// How much a user has uploaded, and how many uploads they have announced.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct MediaUse {
-    bytes: u64,
+pub(super) struct MediaUse {
+    pub(super) bytes: u64,
 }
 
-/// The media of this server.
+/// Whose media something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shelf {
+    /// Uploaded here.
+    Own,
+    /// Fetched from another server.
+    Remote,
+}
+
+/// The media of this server, and those of others that were asked for.
 #[derive(Debug)]
 pub struct Library {
-    /// The bytes.
+    /// The bytes of what was uploaded here.
     pub files: Files,
+    /// The bytes of what was fetched from other servers.
+    pub remote_files: Files,
+    /// Files of other servers that were fetched just now, and those that are not there.
+    pub(super) fetched: Fresh<Option<Arc<RemoteRow>>>,
+    /// Bounds how many files of other servers are fetched at once.
+    pub(super) fetching: Semaphore,
     /// The way out, for previews.
     pub outward: Outward,
     /// Woken when an announced upload arrives.
     arrived: Notify,
     /// Held while a row and the use of its uploader are written.
-    writing: Mutex<()>,
+    pub(super) writing: Mutex<()>,
     thumbnailing: Semaphore,
 }
 
@@ -116,17 +137,30 @@ pub struct Served {
     pub content_type: Option<String>,
     /// What they are called.
     pub filename: Option<String>,
+    /// Where they are.
+    pub shelf: Shelf,
 }
 
 impl Library {
-    /// The media whose files are in `files`.
-    pub fn new(files: Files, outward: Outward) -> Self {
+    /// The media whose files are in `files`, those of other servers in `remote_files`.
+    pub fn new(files: Files, remote_files: Files, outward: Outward) -> Self {
         Self {
             files,
+            remote_files,
+            fetched: Fresh::new(FETCHED_BYTES_MAX, |_| 512),
+            fetching: Semaphore::new(super::remote::FETCHES_AT_ONCE),
             outward,
             arrived: Notify::new(),
             writing: Mutex::default(),
             thumbnailing: Semaphore::new(THUMBNAILS_AT_ONCE),
+        }
+    }
+
+    /// Where the bytes on a shelf are.
+    pub fn files_of(&self, shelf: Shelf) -> &Files {
+        match shelf {
+            Shelf::Own => &self.files,
+            Shelf::Remote => &self.remote_files,
         }
     }
 }
@@ -283,7 +317,7 @@ fn count(app: &App, commit: &mut Commit, creator: UserNum, length: u64) -> ApiRe
     Ok(())
 }
 
-fn put_error(error: PutError) -> ApiError {
+pub(super) fn put_error(error: PutError) -> ApiError {
     match error {
         PutError::TooLarge { .. } => ApiError::too_large(error.to_string()),
         PutError::Body(_) => ApiError::unknown("the upload broke off"),
@@ -297,15 +331,25 @@ impl From<FilesError> for ApiError {
     }
 }
 
-/// Media by ID, waiting up to `wait` for an announced upload.
+/// Media by ID, waiting up to `wait` for an announced upload; those of another server are fetched if they are not here.
+///
+/// # Errors
+/// `M_NOT_FOUND`; `M_NOT_YET_UPLOADED` when it was announced and did not arrive in time; `M_TOO_LARGE` for a file of
+/// another server that is larger than this one fetches, 502 when that server does not answer.
+pub async fn find(app: &App, server: &ServerName, id: &str, wait: Duration) -> ApiResult<Served> {
+    if server == app.server_name() {
+        own(app, id, wait).await
+    } else {
+        super::remote::find(app, server, id, wait.min(WAIT_MAX)).await
+    }
+}
+
+/// Media of this server by ID, waiting up to `wait` for an announced upload.
 ///
 /// # Errors
 /// `M_NOT_FOUND`; `M_NOT_YET_UPLOADED` when it was announced and did not arrive in time.
-pub async fn find(app: &App, server: &ServerName, id: &str, wait: Duration) -> ApiResult<Served> {
+pub async fn own(app: &App, id: &str, wait: Duration) -> ApiResult<Served> {
     let not_found = || ApiError::not_found("there are no such media");
-    if server != app.server_name() {
-        return Err(not_found());
-    }
     let deadline = app.clock.instant() + wait.min(WAIT_MAX);
     loop {
         let arrived = app.media.arrived.notified();
@@ -318,6 +362,7 @@ pub async fn find(app: &App, server: &ServerName, id: &str, wait: Duration) -> A
                 content,
                 content_type: row.content_type,
                 filename: row.filename,
+                shelf: Shelf::Own,
             });
         }
         if tokio::time::timeout_at(deadline, arrived).await.is_err() {
@@ -336,7 +381,13 @@ pub async fn find(app: &App, server: &ServerName, id: &str, wait: Duration) -> A
 /// `M_UNKNOWN` for what is no image, `M_TOO_LARGE` for one that would cost too much.
 pub async fn small(app: &App, original: Served, size: Size, animated: bool) -> ApiResult<Served> {
     let hash = original.content.hash()?;
-    let variant = format!("{}{}", size.name(), if animated { "-animated" } else { "" });
+    let (shelf, files) = (original.shelf, app.media.files_of(original.shelf));
+    let beginning = match shelf {
+        Shelf::Own => "",
+        Shelf::Remote => super::remote::THUMBNAIL_PREFIX,
+    };
+    let moving = if animated { "-animated" } else { "" };
+    let variant = format!("{beginning}{}{moving}", size.name());
     let key = || THUMBNAILS.key().raw(hash.as_bytes()).text(&variant);
     if let Some(row) = app.store.get(THUMBNAILS, key())? {
         return Ok(served(original, row));
@@ -354,7 +405,7 @@ pub async fn small(app: &App, original: Served, size: Size, animated: bool) -> A
         pixels_max: app.config.media.thumbnails.source_pixels_max,
         ..Limits::default()
     };
-    let file = app.media.files.open_blocking(&hash)?;
+    let file = files.open_blocking(&hash)?;
     let file = file.ok_or_else(|| ApiError::not_found("there are no such media"))?;
     let made = heavy(app.seams.inline, move || {
         thumbnail(BufReader::new(file), size, animated, &limits)
@@ -376,9 +427,7 @@ pub async fn small(app: &App, original: Served, size: Size, animated: bool) -> A
             ..
         }) => {
             let length = bytes.len() as u64;
-            let kept = app
-                .media
-                .files
+            let kept = files
                 .put(Body::from(bytes), length)
                 .await
                 .map_err(put_error)?;
@@ -389,6 +438,9 @@ pub async fn small(app: &App, original: Served, size: Size, animated: bool) -> A
             (row, Some(kept))
         }
     };
+    if let (Shelf::Remote, Some(content)) = (shelf, &row.content) {
+        super::remote::use_file(&mut commit, &content.hash()?, (&hash, &variant));
+    }
     commit.put(THUMBNAILS, key(), &row);
     app.store.commit(commit).await?;
     drop(pin);
@@ -400,6 +452,7 @@ fn served(original: Served, row: ThumbnailRow) -> Served {
         content: row.content.unwrap_or(original.content),
         content_type: Some(row.content_type),
         filename: None,
+        shelf: original.shelf,
     }
 }
 

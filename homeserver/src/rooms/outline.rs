@@ -4,7 +4,7 @@
 //! Spec: client-server API, "Published room directory", "Spaces", "Room summary".
 
 use ruma::{
-    OwnedRoomId,
+    OwnedRoomId, ServerName,
     events::room::{history_visibility::HistoryVisibility, member::MembershipState},
 };
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use store::{
     rooms::{Membership, RoomView},
 };
 
-use super::{members::is_joined, read};
+use super::{members::is_joined, read, served};
 use crate::{error::ApiResult, server::App};
 
 /// What outsiders may know of a room, and what decides whether they may.
@@ -119,15 +119,7 @@ impl Outline {
         view: &RoomView,
         user: Option<UserNum>,
     ) -> ApiResult<bool> {
-        // Each join rule means something only in the versions that know it.
-        let rules = &view.rules.authorization;
-        let open = match &*self.join_rule {
-            "public" => true,
-            "knock" => rules.knocking,
-            "knock_restricted" => rules.knock_restricted_join_rule,
-            _ => false,
-        };
-        if self.world_readable || open {
+        if self.is_open(view) {
             return Ok(true);
         }
         let Some(user) = user else {
@@ -145,6 +137,45 @@ impl Outline {
             }
         }
         Ok(false)
+    }
+
+    /// Whether a server may know of the room: anybody may, or one of its users.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn may_be_told_to(
+        &self,
+        app: &App,
+        view: &RoomView,
+        server: &ServerName,
+    ) -> ApiResult<bool> {
+        let members = [Membership::Join, Membership::Invite];
+        if self.is_open(view) || served::has_member(app, view, server, &members)? {
+            return Ok(true);
+        }
+        for room_id in &self.allowed {
+            let room = app.store.find_room(room_id)?;
+            let view = room.map(|room| app.store.room(room)).transpose()?.flatten();
+            if let Some(view) = view
+                && served::is_joined(app, &view, server)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether anybody may read the room, join it, or ask to be let in.
+    fn is_open(&self, view: &RoomView) -> bool {
+        // Each join rule means something only in the versions that know it.
+        let rules = &view.rules.authorization;
+        self.world_readable
+            || match &*self.join_rule {
+                "public" => true,
+                "knock" => rules.knocking,
+                "knock_restricted" => rules.knock_restricted_join_rule,
+                _ => false,
+            }
     }
 
     /// A user's membership, for the summary of a room.

@@ -243,7 +243,7 @@ impl Sight {
 
 /// Whether a user deactivated their account and asked that what they said be forgotten: those who
 /// were not in the room then are not shown it. Spec: client-server API, "Account deactivation".
-fn is_erased(app: &App, sender: &UserId) -> ApiResult<bool> {
+pub(super) fn is_erased(app: &App, sender: &UserId) -> ApiResult<bool> {
     if !app.is_local(sender) {
         return Ok(false);
     }

@@ -176,13 +176,18 @@ keyspaces! {
     MEDIA = 0x50;
     /// media ID, size and method → `ThumbnailRow`.
     THUMBNAIL = 0x51;
-    /// content hash, media ID → nothing: who uses a file.
+    /// content hash, server name and media ID, or the hash of an image and a size → nothing: who uses a file that was
+    /// fetched from another server, or made of one.
     MEDIA_FILE = 0x52;
     /// URL hashed → `PreviewRow`.
     URL_PREVIEW = 0x53;
 
-    /// user, or 0 for all → bytes uploaded.
+    /// user, or 0 for all, or 2^64 - 1 for what was fetched from other servers → bytes.
     MEDIA_USE = 0x54;
+    /// server name, media ID → `RemoteRow`: media of other servers.
+    REMOTE_MEDIA = 0x56;
+    /// day, server name, media ID → nothing: when media of other servers were asked for last.
+    REMOTE_MEDIA_USED = 0x57;
     /// user, media ID → milliseconds: announced uploads that have not arrived.
     MEDIA_PENDING = 0x55;
 

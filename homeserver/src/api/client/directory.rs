@@ -1,37 +1,48 @@
 //! Room aliases and the published room directory.
 //!
-//! Spec: client-server API, "Room aliases", "Published room directory". The lists of application
-//! services' networks are not here.
+//! Those of other servers are asked for there. Spec: client-server API, "Room aliases", "Published room directory".
+//! The lists of application services' networks are not here.
+
+use std::time::Duration;
 
 use http::Method;
 use ruma::{
-    ServerName,
-    api::client::{
-        alias::{create_alias, delete_alias, get_alias},
-        directory::{
-            get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility,
+    OwnedRoomId, RoomAliasId, ServerName,
+    api::{
+        client::{
+            alias::{create_alias, delete_alias, get_alias},
+            directory::{
+                get_public_rooms, get_public_rooms_filtered, get_room_visibility,
+                set_room_visibility,
+            },
+            room::{Visibility, aliases as get_aliases},
         },
-        room::{Visibility, aliases as get_aliases},
+        federation::{directory as federation_directory, query::get_room_information},
     },
-    directory::RoomNetwork,
+    directory::{Filter, RoomNetwork},
 };
 use serde_json::{Map, Value, json};
 use store::Commit;
 
 use super::membership::room_meant_or_made;
 use crate::{
+    asked,
     error::{ApiError, ApiResult},
     http::{Caller, Client, Guest, MaybeCaller, Public, RawRequest, Routes, limits::Doing, routes},
     rooms::{
         aliases,
         directory::{self, PAGE_ROOMS_MAX, Place, Wanted},
         read::{self, Sight, known_room},
+        served,
     },
     server::App,
 };
 
 /// How many bytes a search term may have.
 const TERM_BYTES_MAX: usize = 1_024;
+
+/// How long another server may take to tell where an alias leads, or a page of its directory.
+const WAIT: Duration = Duration::from_secs(20);
 
 pub(super) fn routes(routes: &mut Routes) {
     routes.add(alias);
@@ -47,15 +58,36 @@ pub(super) fn routes(routes: &mut Routes) {
     }
 }
 
-/// Where an alias leads. The server that knows an alias is the server that can help to join.
+/// Where an alias of this server leads; an application service may make it now.
+///
+/// # Errors
+/// `M_NOT_FOUND` when it leads nowhere.
+pub(crate) async fn own_alias(app: &App, alias: &RoomAliasId) -> ApiResult<OwnedRoomId> {
+    room_meant_or_made(app, alias.as_str()).await
+}
+
+/// Where an alias leads, as its server says, and which servers can help to join.
 async fn alias(
     app: App,
     Public(client): Public,
     request: get_alias::v3::Request,
 ) -> ApiResult<get_alias::v3::Response> {
     app.limits.address(&app, Doing::Anonymous, client.0)?;
-    let room_id = room_meant_or_made(&app, request.room_alias.as_str()).await?;
-    let servers = vec![app.server_name().to_owned()];
+    let alias = request.room_alias;
+    if alias.server_name() != app.server_name() {
+        let server = alias.server_name().to_owned();
+        let request = get_room_information::v1::Request::new(alias);
+        let answer = asked::ask(&app, &server, request, WAIT).await;
+        let answer = answer.map_err(|error| asked::relayed(&error))?;
+        return Ok(get_alias::v3::Response::new(answer.room_id, answer.servers));
+    }
+    let room_id = own_alias(&app, &alias).await?;
+    let (_, view) = known_room(&app, &room_id)?;
+    let mut servers = served::residents(&app, &view)?;
+    if !servers.iter().any(|server| server == app.server_name()) {
+        // The server that knows an alias can say who is in the room.
+        servers.push(app.server_name().to_owned());
+    }
     Ok(get_alias::v3::Response::new(room_id, servers))
 }
 
@@ -160,9 +192,36 @@ async fn list(
         app.limits.address(&app, Doing::Anonymous, address)?;
     }
     let request = routes::parse_typed::<get_public_rooms::v3::Request>(&request)?;
-    must_be_here(&app, request.server.as_deref())?;
+    if let Some(server) = elsewhere(&app, request.server.as_deref()) {
+        if caller.is_none() {
+            return Err(ApiError::missing_token(
+                "the directory of another server is read after logging in",
+            ));
+        }
+        let mut asking = federation_directory::get_public_rooms::v1::Request::new();
+        asking.limit = request.limit;
+        asking.since = request.since;
+        let answer = asked::ask(&app, server, asking, WAIT).await;
+        let answer = answer.map_err(|error| asked::relayed(&error))?;
+        let tokens = [
+            ("next_batch", answer.next_batch),
+            ("prev_batch", answer.prev_batch),
+        ];
+        return Ok(reply(
+            json!(answer.chunk),
+            answer.total_room_count_estimate.map(u64::from),
+            tokens,
+        ));
+    }
     let limit = request.limit.map(u64::from);
-    page(&app, &Wanted::default(), request.since.as_deref(), limit)
+    let wanted = Wanted::default();
+    page(
+        &app,
+        &wanted,
+        &RoomNetwork::Matrix,
+        request.since.as_deref(),
+        limit,
+    )
 }
 
 async fn search(
@@ -171,51 +230,93 @@ async fn search(
     request: RawRequest,
 ) -> ApiResult<Map<String, Value>> {
     let request = routes::parse_typed::<get_public_rooms_filtered::v3::Request>(&request)?;
-    must_be_here(&app, request.server.as_deref())?;
-    let term = request.filter.generic_search_term;
-    let term = term.filter(|term| !term.is_empty());
-    if let Some(term) = &term {
+    let wanted = wanted(&request.filter)?;
+    if wanted.term.is_some() {
         caller.limit(&app, Doing::Search)?;
-        if term.len() > TERM_BYTES_MAX {
-            return Err(ApiError::invalid_param(format!(
-                "a search term has at most {TERM_BYTES_MAX} bytes"
-            )));
-        }
     }
-    let types = request.filter.room_types.iter();
-    let types = types.map(|kind| kind.as_str().map(str::to_owned));
-    let wanted = Wanted {
-        term,
-        types: types.collect(),
-    };
-    if matches!(request.room_network, RoomNetwork::ThirdParty(_)) {
-        // No application service has published a room of its network here.
-        return Ok(Map::from_iter([
-            ("chunk".to_owned(), json!([])),
-            ("total_room_count_estimate".to_owned(), 0.into()),
-        ]));
+    if let Some(server) = elsewhere(&app, request.server.as_deref()) {
+        let mut asking = federation_directory::get_public_rooms_filtered::v1::Request::new();
+        asking.limit = request.limit;
+        asking.since = request.since;
+        asking.filter = request.filter;
+        asking.room_network = request.room_network;
+        let answer = asked::ask(&app, server, asking, WAIT).await;
+        let answer = answer.map_err(|error| asked::relayed(&error))?;
+        let tokens = [
+            ("next_batch", answer.next_batch),
+            ("prev_batch", answer.prev_batch),
+        ];
+        return Ok(reply(
+            json!(answer.chunk),
+            answer.total_room_count_estimate.map(u64::from),
+            tokens,
+        ));
     }
     let limit = request.limit.map(u64::from);
-    page(&app, &wanted, request.since.as_deref(), limit)
+    let network = &request.room_network;
+    page(&app, &wanted, network, request.since.as_deref(), limit)
 }
 
-/// That the directory asked for is this server's.
-fn must_be_here(app: &App, server: Option<&ServerName>) -> ApiResult<()> {
-    match server {
-        Some(server) if server != app.server_name() => Err(ApiError::not_found(format!(
-            "the directory of {server} cannot be read from here: this server does not federate"
-        ))),
-        _ => Ok(()),
+/// What a filter of the directory asks for.
+///
+/// # Errors
+/// `M_INVALID_PARAM` when the term is too long.
+pub(crate) fn wanted(filter: &Filter) -> ApiResult<Wanted> {
+    let term = filter.generic_search_term.clone();
+    let term = term.filter(|term| !term.is_empty());
+    if term
+        .as_ref()
+        .is_some_and(|term| term.len() > TERM_BYTES_MAX)
+    {
+        return Err(ApiError::invalid_param(format!(
+            "a search term has at most {TERM_BYTES_MAX} bytes"
+        )));
     }
+    let types = filter.room_types.iter();
+    let types = types.map(|kind| kind.as_str().map(str::to_owned));
+    Ok(Wanted {
+        term,
+        types: types.collect(),
+    })
 }
 
-/// A page; a `limit` of 0 is none, as other homeservers take it.
-fn page(
+/// The server whose directory is asked for, if it is another one.
+fn elsewhere<'a>(app: &App, server: Option<&'a ServerName>) -> Option<&'a ServerName> {
+    server.filter(|server| *server != app.server_name())
+}
+
+fn reply(
+    chunk: Value,
+    total: Option<u64>,
+    tokens: [(&str, Option<String>); 2],
+) -> Map<String, Value> {
+    let mut reply = Map::new();
+    reply.insert("chunk".to_owned(), chunk);
+    reply.extend(total.map(|total| ("total_room_count_estimate".to_owned(), total.into())));
+    let tokens = tokens.into_iter();
+    reply.extend(tokens.filter_map(|(key, token)| Some((key.to_owned(), token?.into()))));
+    reply
+}
+
+/// A page of this server's directory; a `limit` of 0 is none, as other homeservers take it.
+///
+/// # Errors
+/// `M_INVALID_PARAM` for a `since` that is not of this server.
+pub(crate) fn page(
     app: &App,
     wanted: &Wanted,
+    network: &RoomNetwork,
     since: Option<&str>,
     limit: Option<u64>,
 ) -> ApiResult<Map<String, Value>> {
+    if matches!(network, RoomNetwork::ThirdParty(_)) {
+        // No application service has published a room of its network here.
+        return Ok(reply(
+            json!([]),
+            Some(0),
+            [("next_batch", None), ("prev_batch", None)],
+        ));
+    }
     let since = since.filter(|since| !since.is_empty());
     let since = since.map(Place::parse).transpose()?;
     let limit = limit
@@ -223,14 +324,14 @@ fn page(
         .and_then(|limit| usize::try_from(limit).ok())
         .map_or(PAGE_ROOMS_MAX, |limit| limit.min(PAGE_ROOMS_MAX));
     let page = directory::page(app, wanted, since.as_ref(), limit)?;
-    let mut reply = Map::new();
-    reply.insert("chunk".to_owned(), json!(page.rooms));
-    reply.insert("total_room_count_estimate".to_owned(), page.total.into());
-    let tokens = [("next_batch", page.next), ("prev_batch", page.previous)];
-    reply.extend(
-        tokens
-            .into_iter()
-            .filter_map(|(key, place)| Some((key.to_owned(), place?.to_string().into()))),
-    );
-    Ok(reply)
+    let text = |place: Option<Place>| place.map(|place| place.to_string());
+    let tokens = [
+        ("next_batch", text(page.next)),
+        ("prev_batch", text(page.previous)),
+    ];
+    Ok(reply(
+        json!(page.rooms),
+        u64::try_from(page.total).ok(),
+        tokens,
+    ))
 }

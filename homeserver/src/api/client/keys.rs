@@ -2,19 +2,19 @@
 //!
 //! Spec: client-server API, "Key management API".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use http::Method;
 use ruma::{OwnedDeviceId, OwnedUserId};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{PREFIXES, uia};
 use crate::{
     error::{ApiError, ApiResult},
     http::{Caller, Guest, RawRequest, Routes},
     keys::{
-        self, lists,
+        self, lists, remote,
         signing::{self, SigningKeys},
     },
     server::App,
@@ -105,13 +105,20 @@ async fn send(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<
 #[derive(Deserialize)]
 struct Query {
     device_keys: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
+    timeout: Option<u64>,
+}
+
+fn wait(timeout_ms: Option<u64>) -> Duration {
+    timeout_ms.map_or(remote::WAIT_DEFAULT, Duration::from_millis)
 }
 
 async fn query(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
     let asked: Query = request.json()?;
-    let found = keys::query(&app, &asked.device_keys)?;
-    let failures = unreached(&app, asked.device_keys.keys());
-    let signing = signing::query(&app, asked.device_keys.keys(), Some(caller.user))?;
+    let users = &asked.device_keys;
+    let mut found = keys::query(&app, users)?;
+    let mut signing = signing::query(&app, users.keys(), Some(caller.user))?;
+    let wait = wait(asked.timeout);
+    let failures = remote::query(&app, users, wait, &mut found, &mut signing).await;
     let mut answer = json!(signing);
     if let Some(answer) = answer.as_object_mut() {
         answer.insert("device_keys".to_owned(), json!(found));
@@ -123,19 +130,13 @@ async fn query(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult
 #[derive(Deserialize)]
 struct Claim {
     one_time_keys: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, String>>,
+    timeout: Option<u64>,
 }
 
 async fn claim(app: App, Guest(_): Guest, request: RawRequest) -> ApiResult<Value> {
     let asked: Claim = request.json()?;
-    let claimed = keys::claim(&app, &asked.one_time_keys).await?;
-    let failures = unreached(&app, asked.one_time_keys.keys());
+    let mut claimed = keys::claim(&app, &asked.one_time_keys).await?;
+    let wait = wait(asked.timeout);
+    let failures = remote::claim(&app, &asked.one_time_keys, wait, &mut claimed).await;
     Ok(json!({ "one_time_keys": claimed, "failures": failures }))
-}
-
-/// The servers of those users who are not of this one: their keys are not known here.
-fn unreached<'a>(app: &App, users: impl Iterator<Item = &'a OwnedUserId>) -> Map<String, Value> {
-    users
-        .filter(|user_id| !app.is_local(user_id))
-        .map(|user_id| (user_id.server_name().to_string(), json!({})))
-        .collect()
 }

@@ -17,7 +17,10 @@ use store::{
 
 use crate::{
     error::{ApiError, ApiResult},
-    http::{Caller, Guest, Public, RawRequest, Routes, json_reply, limits::Doing, query},
+    http::{
+        Caller, Client, Guest, Public, RawRequest, Routes, auth::Auth, json_reply, limits::Doing,
+        query,
+    },
     media::{
         disposition::{
             Filename, SECURITY_HEADERS, content_disposition, content_type as safe_content_type,
@@ -174,24 +177,46 @@ fn named(path: &[String]) -> ApiResult<(ruma::OwnedServerName, &str)> {
     Ok((server, id))
 }
 
-async fn find(app: &App, request: &RawRequest) -> ApiResult<Served> {
+async fn find<A: Auth>(app: &App, request: &RawRequest) -> ApiResult<Served> {
     let (server, id) = named(&request.path)?;
-    let wait = request
-        .query("timeout_ms")
-        .and_then(|ms| ms.parse().ok())
-        .map(Duration::from_millis);
-    library::find(app, &server, id, wait.unwrap_or(WAIT_DEFAULT)).await
+    if server != *app.server_name() {
+        if request.query("allow_remote").as_deref() == Some("false") {
+            return Err(ApiError::not_found("the media are of another server"));
+        }
+        if A::PUBLIC {
+            let Client(address) = Client::of(&request.parts);
+            app.limits.address(app, Doing::Anonymous, address)?;
+        }
+    }
+    library::find(app, &server, id, wait(request)).await
 }
 
-async fn download<A>(app: App, _: A, request: RawRequest) -> ApiResult<Response> {
-    let mut found = find(&app, &request).await?;
+/// How long the client waits for an announced upload.
+pub(crate) fn wait(request: &RawRequest) -> Duration {
+    let wait = request.query("timeout_ms").and_then(|ms| ms.parse().ok());
+    wait.map_or(WAIT_DEFAULT, Duration::from_millis)
+}
+
+async fn download<A: Auth>(app: App, _: A, request: RawRequest) -> ApiResult<Response> {
+    let mut found = find::<A>(&app, &request).await?;
     if let Some(name) = request.path.get(2) {
         found.filename = Filename::new(name).map(|name| name.as_str().to_owned());
     }
     serve(&app, &request, found).await
 }
 
-async fn small<A>(app: App, _: A, request: RawRequest) -> ApiResult<Response> {
+async fn small<A: Auth>(app: App, _: A, request: RawRequest) -> ApiResult<Response> {
+    let (size, animated) = size(&app, &request)?;
+    let original = find::<A>(&app, &request).await?;
+    let small = thumbnail(&app, original, size, animated).await?;
+    serve(&app, &request, small).await
+}
+
+/// Which thumbnail a request asks for: size and method, and whether it may move.
+///
+/// # Errors
+/// `M_MISSING_PARAM`, `M_INVALID_PARAM`.
+pub(crate) fn size(app: &App, request: &RawRequest) -> ApiResult<(Size, bool)> {
     let number = |name: &str| -> ApiResult<u32> {
         let text = request
             .query(name)
@@ -210,14 +235,20 @@ async fn small<A>(app: App, _: A, request: RawRequest) -> ApiResult<Response> {
         Some(_) => return Err(ApiError::invalid_param("`method` is `crop` or `scale`")),
     };
     let animated = request.query("animated").as_deref() == Some("true");
-    let original = find(&app, &request).await?;
-    let mut small = library::small(
-        &app,
-        original,
-        Size::serving(width, height, method),
-        animated,
-    )
-    .await?;
+    Ok((Size::serving(width, height, method), animated))
+}
+
+/// A thumbnail, with a name of its own.
+///
+/// # Errors
+/// As [`library::small`].
+pub(crate) async fn thumbnail(
+    app: &App,
+    original: Served,
+    size: Size,
+    animated: bool,
+) -> ApiResult<Served> {
+    let mut small = library::small(app, original, size, animated).await?;
     let extension = match small.content_type.as_deref() {
         Some("image/jpeg") => "jpg",
         Some("image/gif") => "gif",
@@ -225,7 +256,7 @@ async fn small<A>(app: App, _: A, request: RawRequest) -> ApiResult<Response> {
         _ => "png",
     };
     small.filename = Some(format!("thumbnail.{extension}"));
-    serve(&app, &request, small).await
+    Ok(small)
 }
 
 /// The bytes, with the headers under which they may safely be shown. What an ID names never changes.
@@ -240,7 +271,8 @@ async fn serve(app: &App, request: &RawRequest, served: Served) -> ApiResult<Res
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response
     } else {
-        let reader = app.media.files.read(&served.content.hash()?).await?;
+        let files = app.media.files_of(served.shelf);
+        let reader = files.read(&served.content.hash()?).await?;
         let reader = reader.ok_or_else(|| ApiError::not_found("there are no such media"))?;
         let length = reader.length();
         let mut response = Response::new(Body::new(reader.into_body()));

@@ -10,9 +10,10 @@ use store::{Commit, log::Change};
 
 use super::PREFIXES;
 use crate::{
+    accounts::profiles,
     appservices,
     error::{ApiError, ApiResult},
-    http::{Guest, MaybeCaller, RawRequest, Routes, limits::Doing},
+    http::{Caller, Client, Guest, MaybeCaller, RawRequest, Routes, limits::Doing},
     server::App,
 };
 
@@ -47,32 +48,36 @@ fn user_id(request: &RawRequest) -> ApiResult<OwnedUserId> {
     UserId::parse(request.arg(0)).map_err(|_| ApiError::invalid_param("not a user ID"))
 }
 
-/// The profile of a local user who exists.
-fn profile(app: &App, user_id: &UserId) -> ApiResult<Map<String, Value>> {
-    let user = app
-        .store
-        .find_user(user_id)?
-        .filter(|_| app.is_local(user_id));
-    let account = user
-        .map(|user| app.accounts.user(user))
-        .transpose()?
-        .flatten();
-    match user.zip(account) {
-        Some((user, account)) if !account.deactivated => app.accounts.profile(user),
-        _ => Err(ApiError::not_found("there is no such user")),
+/// A user's profile, asked for from their server if need be: for who is not logged in, only so often.
+async fn profile(
+    app: &App,
+    caller: Option<&Caller>,
+    request: &RawRequest,
+) -> ApiResult<Map<String, Value>> {
+    let user_id = user_id(request)?;
+    if app.is_local(&user_id) {
+        appservices::ask::user(app, &user_id).await?;
+        return profiles::of_local(app, &user_id);
     }
+    if caller.is_none() {
+        let Client(address) = Client::of(&request.parts);
+        app.limits.address(app, Doing::Anonymous, address)?;
+    }
+    profiles::of_remote(app, &user_id).await
 }
 
-async fn get_all(app: App, _: MaybeCaller, request: RawRequest) -> ApiResult<Value> {
-    let user_id = user_id(&request)?;
-    appservices::ask::user(&app, &user_id).await?;
-    Ok(profile(&app, &user_id)?.into())
+async fn get_all(
+    app: App,
+    MaybeCaller(caller): MaybeCaller,
+    request: RawRequest,
+) -> ApiResult<Value> {
+    Ok(profile(&app, caller.as_ref(), &request).await?.into())
 }
 
-async fn get(app: App, _: MaybeCaller, request: RawRequest) -> ApiResult<Value> {
-    let (user_id, field) = (user_id(&request)?, request.arg(1));
-    appservices::ask::user(&app, &user_id).await?;
-    let value = profile(&app, &user_id)?
+async fn get(app: App, MaybeCaller(caller): MaybeCaller, request: RawRequest) -> ApiResult<Value> {
+    let field = request.arg(1);
+    let value = profile(&app, caller.as_ref(), &request)
+        .await?
         .remove(field)
         .ok_or_else(|| ApiError::not_found("the profile has no such field"))?;
     Ok(json!({ field: value }))
@@ -142,7 +147,7 @@ fn check_value(field: &str, value: &Value) -> ApiResult<()> {
 
 async fn change(
     app: &App,
-    caller: &crate::http::Caller,
+    caller: &Caller,
     user_id: &UserId,
     field: String,
     value: Option<Value>,
