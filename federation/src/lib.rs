@@ -4,7 +4,8 @@
 //! the process around it.
 //!
 //! Reading order: [`event::Pdu`] (an event, parsed once) → [`event::Draft`] (how one of ours is
-//! made) → [`room::StateMap`] → [`room::auth`] (the authorisation rules) → [`room::visibility`].
+//! made) → [`room::StateMap`] → [`room::auth`] (the authorisation rules) → [`room::visibility`] →
+//! [`wire`] (how servers talk).
 //!
 //! # Checks on receipt of a PDU
 //!
@@ -18,3 +19,4 @@
 
 pub mod event;
 pub mod room;
+pub mod wire;

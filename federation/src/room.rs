@@ -1,5 +1,6 @@
 //! An event in its room: state, authorisation, visibility.
 
+pub mod acl;
 pub mod auth;
 mod power;
 mod state;

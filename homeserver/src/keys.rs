@@ -8,6 +8,7 @@
 pub mod backup;
 pub mod dehydrated;
 pub mod lists;
+pub mod remote;
 pub mod signing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -164,7 +165,7 @@ fn prepare(
         if app.store.get(DEVICE_KEYS, key.clone())?.as_ref() != Some(keys) {
             signing::forget_signatures(&app.store, commit, user, Some(device.as_str()))?;
             commit.put(DEVICE_KEYS, key, keys);
-            lists::note(&app.store, commit, user)?;
+            lists::note(&app.store, commit, user, lists::What::Device(device))?;
         }
     }
     let present = one_time_keys(&app.store, user, device)?;

@@ -2,19 +2,19 @@
 //!
 //! Spec: client-server API, "Key management API".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use http::Method;
 use ruma::{OwnedDeviceId, OwnedUserId};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{PREFIXES, uia};
 use crate::{
     error::{ApiError, ApiResult},
     http::{Caller, Guest, RawRequest, Routes},
     keys::{
-        self, lists,
+        self, lists, remote,
         signing::{self, SigningKeys},
     },
     server::App,
@@ -105,17 +105,22 @@ async fn send(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<
 #[derive(Deserialize)]
 struct Query {
     device_keys: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
+    timeout: Option<u64>,
 }
 
 async fn query(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
     let asked: Query = request.json()?;
-    let found = keys::query(&app, &asked.device_keys)?;
-    let failures = unreached(&app, asked.device_keys.keys());
-    let signing = signing::query(&app, asked.device_keys.keys(), Some(caller.user))?;
+    let mut devices = keys::query(&app, &asked.device_keys)?;
+    let mut signing = signing::query(&app, asked.device_keys.keys(), Some(caller.user))?;
+    let timeout = remote_timeout(asked.timeout);
+    let mut remote = remote::query(&app, &asked.device_keys, caller.user, timeout).await?;
+    devices.append(&mut remote.devices);
+    signing.master.append(&mut remote.master);
+    signing.own.append(&mut remote.own);
     let mut answer = json!(signing);
     if let Some(answer) = answer.as_object_mut() {
-        answer.insert("device_keys".to_owned(), json!(found));
-        answer.insert("failures".to_owned(), failures.into());
+        answer.insert("device_keys".to_owned(), json!(devices));
+        answer.insert("failures".to_owned(), remote.failures.into());
     }
     Ok(answer)
 }
@@ -123,19 +128,21 @@ async fn query(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult
 #[derive(Deserialize)]
 struct Claim {
     one_time_keys: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, String>>,
+    timeout: Option<u64>,
 }
 
 async fn claim(app: App, Guest(_): Guest, request: RawRequest) -> ApiResult<Value> {
     let asked: Claim = request.json()?;
-    let claimed = keys::claim(&app, &asked.one_time_keys).await?;
-    let failures = unreached(&app, asked.one_time_keys.keys());
+    let mut claimed = keys::claim(&app, &asked.one_time_keys).await?;
+    let timeout = remote_timeout(asked.timeout);
+    let (mut remote, failures) = remote::claim(&app, &asked.one_time_keys, timeout).await;
+    claimed.append(&mut remote);
     Ok(json!({ "one_time_keys": claimed, "failures": failures }))
 }
 
-/// The servers of those users who are not of this one: their keys are not known here.
-fn unreached<'a>(app: &App, users: impl Iterator<Item = &'a OwnedUserId>) -> Map<String, Value> {
-    users
-        .filter(|user_id| !app.is_local(user_id))
-        .map(|user_id| (user_id.server_name().to_string(), json!({})))
-        .collect()
+/// How long to wait for other servers, as the client wants it in milliseconds.
+fn remote_timeout(timeout_ms: Option<u64>) -> Duration {
+    timeout_ms
+        .map_or(remote::ASK_TIMEOUT_DEFAULT, Duration::from_millis)
+        .min(remote::ASK_TIMEOUT_MAX)
 }
