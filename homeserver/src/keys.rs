@@ -262,6 +262,23 @@ pub fn counts(store: &Store, user: UserNum, device: &DeviceId) -> ApiResult<Coun
     Ok(counts)
 }
 
+/// The identity keys of a device of a local user, with all of the user's signatures.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn device_keys(
+    app: &App,
+    user: UserNum,
+    device: &DeviceId,
+) -> ApiResult<Option<Map<String, Value>>> {
+    let key = of_device(Keyspace::DEVICE_KEYS, user, device);
+    let Some(mut keys) = app.store.get(DEVICE_KEYS, key)? else {
+        return Ok(None);
+    };
+    signing::add_signatures(app, &mut keys, (user, device.as_str()), None)?;
+    Ok(Some(keys))
+}
+
 /// Identity keys by user and device, with the devices' names.
 pub type DeviceKeys = BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, Map<String, Value>>>;
 
@@ -287,15 +304,13 @@ pub fn query(
             if !devices.is_empty() && !devices.contains(&device) {
                 continue;
             }
-            let key = of_device(Keyspace::DEVICE_KEYS, user, &device);
-            let Some(mut keys) = app.store.get(DEVICE_KEYS, key)? else {
+            let Some(mut keys) = device_keys(app, user, &device)? else {
                 continue;
             };
             if let Some(name) = row.display_name {
                 let unsigned = serde_json::json!({ "device_display_name": name });
                 keys.insert("unsigned".to_owned(), unsigned);
             }
-            signing::add_signatures(app, &mut keys, (user, device.as_str()), None)?;
             of_user.insert(device, keys);
         }
     }

@@ -1,6 +1,8 @@
 //! Other servers: finding them, knowing their keys, asking them, being asked by them.
 
+pub mod edus;
 pub mod origin;
+pub mod sender;
 
 use ruma::{ServerName, api::OutgoingRequest};
 

@@ -70,7 +70,10 @@ mod tests {
     #[test]
     fn deny_beats_allow() {
         assert!(may(json!({ "allow": ["*"], "deny": ["hs3"] }), "hs2"));
-        assert!(!may(json!({ "allow": ["*", "hs3"], "deny": ["hs3"] }), "hs3"));
+        assert!(!may(
+            json!({ "allow": ["*", "hs3"], "deny": ["hs3"] }),
+            "hs3"
+        ));
     }
 
     #[test]
@@ -95,6 +98,9 @@ mod tests {
     fn what_cannot_be_read_counts_as_absent() {
         assert!(!may(json!({ "allow": "hs2" }), "hs2"));
         assert!(may(json!({ "allow": ["*", 5], "deny": "hs2" }), "hs2"));
-        assert!(may(json!({ "allow": ["*"], "allow_ip_literals": "no" }), "192.0.2.1"));
+        assert!(may(
+            json!({ "allow": ["*"], "allow_ip_literals": "no" }),
+            "192.0.2.1"
+        ));
     }
 }

@@ -92,9 +92,9 @@ fn receipts(content: &str) -> Result<BTreeMap<OwnedRoomId, RoomReceipts>, serde_
     let mut read = BTreeMap::new();
     for (room_id, mut types) in rooms {
         let entries = types.remove("m.read").unwrap_or_default();
-        let entries = entries.into_iter().filter_map(|(user_id, data)| {
-            Some((user_id, serde_json::from_str(data.get()).ok()?))
-        });
+        let entries = entries
+            .into_iter()
+            .filter_map(|(user_id, data)| Some((user_id, serde_json::from_str(data.get()).ok()?)));
         read.insert(room_id, entries.collect());
     }
     Ok(read)

@@ -39,8 +39,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-pub use self::moments::{EDUS_OF_MOMENTS_MAX, MOMENTS_MAX, Moment};
 use self::moments::Moments;
+pub use self::moments::{EDUS_OF_MOMENTS_MAX, MOMENTS_MAX, Moment};
 use super::transaction::PDUS_MAX;
 use crate::event::Pdu;
 

@@ -170,7 +170,7 @@ pub async fn upload(
     for (usage, key) in keys.each() {
         commit.put(KEYS, at(user, usage), key);
     }
-    lists::note(store, &mut commit, user, lists::What::SigningKeys)?;
+    lists::note(store, &mut commit, user, What::SigningKeys)?;
     store.commit(commit).await?;
     Ok(())
 }

@@ -56,8 +56,7 @@ impl Found {
         master: Option<Key>,
         own: Option<Key>,
     ) {
-        self.master
-            .extend(master.map(|key| (user_id.clone(), key)));
+        self.master.extend(master.map(|key| (user_id.clone(), key)));
         self.own.extend(own.map(|key| (user_id.clone(), key)));
     }
 
