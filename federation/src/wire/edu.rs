@@ -121,15 +121,15 @@ mod tests {
 
     use super::*;
 
-    fn told(edu: Value) -> Result<Told, serde_json::Error> {
-        read(&Raw::from_json(to_raw_value(&edu).unwrap()))
+    fn told(edu: &Value) -> Result<Told, serde_json::Error> {
+        read(&Raw::from_json(to_raw_value(edu).unwrap()))
     }
 
     #[test]
     fn cross_signing_keys_are_known_under_both_names() {
         for kind in ["m.signing_key_update", "org.matrix.signing_key_update"] {
             let edu = json!({ "edu_type": kind, "content": { "user_id": "@a:hs2" } });
-            let Ok(Told::SigningKeys(content)) = told(edu) else {
+            let Ok(Told::SigningKeys(content)) = told(&edu) else {
                 panic!("{kind} is not read");
             };
             assert_eq!(content.user_id, "@a:hs2");
@@ -150,7 +150,7 @@ mod tests {
             },
             "!b:hs2": { "m.read.private": {} },
         }});
-        let Ok(Told::Receipts(rooms)) = told(edu) else {
+        let Ok(Told::Receipts(rooms)) = told(&edu) else {
             panic!("receipts are not read");
         };
         let users: Vec<Vec<&str>> = rooms
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn an_unknown_kind_is_kept_as_it_came() {
         let edu = json!({ "edu_type": "org.x", "content": { "a": [1, 2.5] } });
-        let Ok(Told::Other { kind, content }) = told(edu) else {
+        let Ok(Told::Other { kind, content }) = told(&edu) else {
             panic!("an unknown kind is not kept");
         };
         assert_eq!(
@@ -174,9 +174,9 @@ mod tests {
 
     #[test]
     fn what_has_no_kind_or_another_content_is_no_edu() {
-        assert!(told(json!({ "content": {} })).is_err());
-        assert!(told(json!({ "edu_type": "m.typing", "content": { "typing": true } })).is_err());
-        assert!(told(json!("x")).is_err());
+        assert!(told(&json!({ "content": {} })).is_err());
+        assert!(told(&json!({ "edu_type": "m.typing", "content": { "typing": true } })).is_err());
+        assert!(told(&json!("x")).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is true only for a while: the latest of each, until it is sent or lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use ruma::{
     OwnedRoomId, OwnedUserId,
@@ -119,10 +119,13 @@ impl Moments {
         for ((room, user, thread), data) in std::mem::take(&mut self.receipts) {
             let in_room = content.receipts.entry(room.clone());
             let in_room = in_room.or_insert_with(|| ReceiptMap::new(BTreeMap::new()));
-            if in_room.read.contains_key(&user) {
-                left.insert((room, user, thread), data);
-            } else {
-                in_room.read.insert(user, data);
+            match in_room.read.entry(user) {
+                Entry::Vacant(place) => {
+                    place.insert(data);
+                }
+                Entry::Occupied(place) => {
+                    left.insert((room, place.key().clone(), thread), data);
+                }
             }
         }
         self.receipts = left;

@@ -304,8 +304,10 @@ fn after_an_outage_the_newest_event_of_each_room_is_sent_and_no_other() {
 
 #[test]
 fn events_that_come_while_the_last_rooms_are_sent_are_all_sent() {
-    let mut world = World::default();
-    world.rooms = BTreeMap::from([(1, 5)]);
+    let mut world = World {
+        rooms: BTreeMap::from([(1, 5)]),
+        ..World::default()
+    };
     world.tell(Input::Behind);
     let Next::Send(batch) = world.queue.next(0) else {
         panic!("there is something to send");
@@ -326,8 +328,10 @@ fn events_that_come_while_the_last_rooms_are_sent_are_all_sent() {
 
 #[test]
 fn many_rooms_take_several_transactions() {
-    let mut world = World::default();
-    world.rooms = (1..=120).map(|room| (room, room)).collect();
+    let mut world = World {
+        rooms: (1..=120).map(|room| (room, room)).collect(),
+        ..World::default()
+    };
     world.tell(Input::Behind);
     world.up();
     assert_eq!(world.attempts, 3);
@@ -354,8 +358,10 @@ fn a_peer_that_does_not_keep_up_falls_behind_instead_of_filling_the_memory() {
 
 #[test]
 fn an_outage_loses_moments_but_nothing_that_is_kept() {
-    let mut world = World::default();
-    world.kept = vec![1, 2];
+    let mut world = World {
+        kept: vec![1, 2],
+        ..World::default()
+    };
     world.tell(Input::Kept);
     world.now_ms = world.down();
     world.tell(Input::Moment(typing("@a:hs1")));
@@ -412,11 +418,13 @@ fn a_clock_that_was_set_back_does_not_silence_a_peer() {
 
 #[test]
 fn what_was_taken_before_a_restart_is_not_queued_again() {
-    let mut world = World::default();
-    world.queue = DestinationQueue::restore(Saved {
-        acknowledged: 7,
-        ..Saved::default()
-    });
+    let mut world = World {
+        queue: DestinationQueue::restore(Saved {
+            acknowledged: 7,
+            ..Saved::default()
+        }),
+        ..World::default()
+    };
     world.tell(Input::Event(event(7, 1)));
     assert!(world.queue.is_idle());
     world.tell(Input::Event(event(8, 1)));

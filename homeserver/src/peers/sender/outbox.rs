@@ -174,7 +174,7 @@ fn add_users(
 }
 
 /// What became of sending a transaction.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Sent {
     /// What the queue is told.
     Done(Outcome),
@@ -277,10 +277,8 @@ pub(super) fn pend(
     parcel: &Parcel,
 ) -> ApiResult<()> {
     let body = serde_json::to_vec(parcel).map_err(|error| ApiError::internal(&error))?;
-    let mut number = 0;
-    for piece in body.chunks(PIECE_BYTES) {
+    for (number, piece) in (0..).zip(body.chunks(PIECE_BYTES)) {
         unwritten.put(rows::piece(server, number), Packed::new().raw(piece));
-        number += 1;
     }
     Ok(())
 }
