@@ -1,45 +1,34 @@
 //! The reader of the log: what concerns whom, and when it is sent.
 
+mod concern;
+mod flight;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 
-use federation::wire::queue::{Batch, DestinationQueue, Input, Next, Outcome, QueuedEvent, Saved};
+use federation::wire::queue::{DestinationQueue, Input, Saved};
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
-use ruma::{
-    EventId, OwnedServerName, ServerName, UserId,
-    events::{TimelineEventType, room::member::MembershipState},
-};
+use ruma::{OwnedServerName, ServerName};
 use store::{
     Commit,
-    keys::{Keyspace, Packed, Position, RoomNum, Unpack, UserNum},
-    log::{Change, LogEntry},
-    rooms::TimelineEvent,
+    keys::{Keyspace, Packed, Position, RoomNum, Unpack},
 };
 use tokio::time::Instant;
 
 use super::{
     Shown, cursor,
-    moments::{self, Addressed, Telling},
-    outbox::{self, Parcel, Sent},
+    moments::{Addressed, Telling},
+    outbox::{Parcel, Sent},
     rows::{self, DESTINATIONS, Unwritten},
     servers::Servers,
 };
-use crate::{
-    error::ApiResult,
-    keys::{lists, remote},
-    peers::edus,
-    rooms::members::MemberContent,
-    server::App,
-};
+use crate::{error::ApiResult, server::App};
 
 /// How many entries of the log are read together.
 const LOG_ENTRIES_MAX: usize = 256;
-
-/// How many destinations are sent something at the same time; the others wait for their turn.
-const SENDS_MAX: usize = 200;
 
 /// How often the place in the log, and what destinations miss, is written at most.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -53,14 +42,6 @@ const SAVE_EVERY: Duration = Duration::from_secs(30);
 
 /// How long to wait when the store failed.
 const RETRY: Duration = Duration::from_secs(10);
-
-/// How many local members of a room a server that comes into it is told the devices of. Of the others it asks
-/// when it needs them; the specification wants it to be told only of those who join later.
-const MEMBERS_TOLD_MAX: usize = 100;
-
-/// For how long messages to devices wait for a server that does not come back, in milliseconds: 30 days. The
-/// devices on both sides have long made new sessions by then.
-const MESSAGES_WAIT_MS_MAX: u64 = 30 * 86_400_000;
 
 #[derive(Debug, Default)]
 struct Destination {
@@ -314,285 +295,8 @@ impl Reader {
         Ok(())
     }
 
-    /// What has to be sent because of an entry of the log.
-    async fn take(&mut self, position: Position, entry: &LogEntry) -> ApiResult<()> {
-        let app = self.app.clone();
-        match entry {
-            LogEntry::Event(event) => self.event(position, event).await,
-            LogEntry::Other(Change::Relay { event_id }) => self.relay(position, event_id),
-            LogEntry::Other(Change::ToServer { server }) => self.tell(server, Input::Kept),
-            LogEntry::Other(Change::DeviceList { user }) => {
-                // What only one user sees of another's keys is told under the name of that user.
-                if lists::stream_id(&app.store, *user)? < position {
-                    return Ok(());
-                }
-                let to = moments::servers_of(&app, &mut self.servers, *user, self.position)?;
-                for server in to {
-                    self.owe_devices(&server, *user)?;
-                }
-                Ok(())
-            }
-            LogEntry::Other(Change::Receipt {
-                room,
-                user,
-                private: false,
-            }) => {
-                let told = moments::receipts(&app, &mut self.servers, *room, *user, position)?;
-                self.address(told)
-            }
-            LogEntry::Other(_) => Ok(()),
-        }
-    }
-
-    async fn event(&mut self, position: Position, event: &Arc<TimelineEvent>) -> ApiResult<()> {
-        let app = self.app.clone();
-        if app.is_local(event.pdu.sender()) {
-            let before = position.saturating_sub(1);
-            let mut to = moments::others(&app, &mut self.servers, event.room, before)?;
-            to.extend(target(&app, event));
-            self.send_event(event, to)?;
-        }
-        let moved = self.servers.apply(&app, event)?;
-        for user in moved.joined {
-            let to = moments::others(&app, &mut self.servers, event.room, position)?;
-            self.meet(&to, [user])?;
-        }
-        for server in moved.arrived {
-            let members = self.servers.at(&app, event.room, position)?;
-            let local = members.get(app.server_name()).into_iter().flatten();
-            let local: Vec<UserNum> = local.copied().take(MEMBERS_TOLD_MAX).collect();
-            self.meet(&BTreeSet::from([server]), local)?;
-        }
-        for user in moved.left {
-            remote::left(&app, user).await?;
-        }
-        edus::arrived(&app, event).await
-    }
-
-    /// An event of another server's user that this server passes on.
-    fn relay(&mut self, position: Position, event_id: &EventId) -> ApiResult<()> {
-        let app = self.app.clone();
-        let Some(event) = app.store.event(event_id)? else {
-            return Ok(());
-        };
-        let mut to = moments::others(&app, &mut self.servers, event.room, position)?;
-        to.remove(event.pdu.sender().server_name());
-        self.send_event(&event, to)
-    }
-
-    fn send_event(
-        &mut self,
-        event: &Arc<TimelineEvent>,
-        to: BTreeSet<OwnedServerName>,
-    ) -> ApiResult<()> {
-        for server in to {
-            let queued = QueuedEvent {
-                position: event.position(),
-                room: event.room.0,
-                pdu: event.pdu.clone(),
-            };
-            self.tell(&server, Input::Event(queued))?;
-        }
-        Ok(())
-    }
-
-    /// Local users share a room with servers that they may not have shared one with before.
-    fn meet(
-        &mut self,
-        servers: &BTreeSet<OwnedServerName>,
-        users: impl IntoIterator<Item = UserNum>,
-    ) -> ApiResult<()> {
-        let app = self.app.clone();
-        for user in users {
-            for server in servers {
-                let told = rows::told(server, user);
-                if self.unwritten.get(&app.store, told)?.is_none() {
-                    self.owe_devices(server, user)?;
-                }
-            }
-            if app.config.presence.enabled
-                && let Some(moment) = moments::presence(&app, user)?
-            {
-                self.address(vec![(servers.clone(), moment)])?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A server has to be told of a user's devices.
-    fn owe_devices(&mut self, server: &ServerName, user: UserNum) -> ApiResult<()> {
-        self.unwritten.put(rows::user(server, user), Packed::new());
-        self.tell(server, Input::Kept)
-    }
-
     fn take_heard(&self) -> BTreeSet<OwnedServerName> {
         std::mem::take(&mut self.app.outgoing.lock().heard)
-    }
-
-    /// Begins to send what may be sent now.
-    async fn start(&mut self, sending: &mut Sending) -> ApiResult<()> {
-        let app = self.app.clone();
-        while sending.len() < SENDS_MAX
-            && let Some(server) = self.ready.pop_first()
-        {
-            let now_ms = app.clock.now_ms();
-            let Some(destination) = self.destinations.get_mut(&server) else {
-                continue;
-            };
-            if let Some(at_ms) = destination.wake_at_ms.take() {
-                self.wakes.remove(&(at_ms, server.clone()));
-            }
-            let (parcel, again) = match destination.queue.next(now_ms) {
-                Next::Wait(None) => continue,
-                Next::Wait(Some(at_ms)) => {
-                    destination.wake_at_ms = Some(at_ms);
-                    self.wakes.insert((at_ms, server));
-                    continue;
-                }
-                Next::Again => (outbox::pending(&app, &self.unwritten, &server)?, true),
-                Next::Send(batch) => (self.make(&server, batch).await?, false),
-            };
-            let Some(parcel) = parcel else {
-                // There is nothing to send, or nothing to send again.
-                let outcome = if again {
-                    Outcome::Taken
-                } else {
-                    Outcome::Empty
-                };
-                self.tell(&server, Input::Done(outcome))?;
-                continue;
-            };
-            let parcel = Arc::new(parcel);
-            if let Some(destination) = self.destinations.get_mut(&server) {
-                destination.flight = Some((parcel.clone(), again));
-            }
-            sending.push(outbox::send(app.clone(), server, parcel).boxed());
-        }
-        Ok(())
-    }
-
-    /// Makes a transaction; `None` when there is nothing to send.
-    async fn make(&mut self, server: &ServerName, batch: Batch) -> ApiResult<Option<Parcel>> {
-        let made = self.try_make(server, &batch).await;
-        let now_ms = self.app.clock.now_ms();
-        let Some(destination) = self.destinations.get_mut(server) else {
-            return Ok(None);
-        };
-        let queue = &mut destination.queue;
-        match made {
-            Ok(parcel) => {
-                let (kept, behind) = (parcel.kept, parcel.behind);
-                queue.handle(now_ms, Input::Made { kept, behind });
-                if !parcel.transaction.is_empty() {
-                    return Ok(Some(parcel));
-                }
-                // What nothing has to be said about needs no answer.
-                outbox::arrived(&self.app, &mut self.unwritten, server, &parcel.carried)?;
-                Ok(None)
-            }
-            Err(error) => {
-                let behind = batch.behind || !batch.events.is_empty();
-                let kept = batch.kept;
-                queue.handle(now_ms, Input::Made { kept, behind });
-                queue.handle(now_ms, Input::Done(Outcome::Empty));
-                self.ready.insert(server.to_owned());
-                let rooms = batch.events.iter();
-                let rooms = rooms.map(|event| (event.room, event.position)).collect();
-                self.spill(server, rooms);
-                Err(error)
-            }
-        }
-    }
-
-    async fn try_make(&mut self, server: &ServerName, batch: &Batch) -> ApiResult<Parcel> {
-        if (batch.behind || batch.kept) && !self.unwritten.is_empty() {
-            self.write(false).await?;
-        }
-        outbox::make(&self.app, server, batch)
-    }
-
-    /// What became of a transaction.
-    fn sent(&mut self, server: &ServerName, sent: Sent) {
-        if let Err(error) = self.try_sent(server, sent) {
-            tracing::error!(%server, error = %error.message, "the outcome of a transaction is not written");
-        }
-    }
-
-    fn try_sent(&mut self, server: &ServerName, sent: Sent) -> ApiResult<()> {
-        let app = self.app.clone();
-        let flight = self.destinations.get_mut(server);
-        let flight = flight.and_then(|destination| destination.flight.take());
-        let Some((parcel, again)) = flight else {
-            return Ok(());
-        };
-        let outcome = match sent {
-            Sent::Done(outcome) => outcome,
-            Sent::Denied => return self.forget(server),
-        };
-        app.metrics.federation_transaction(outcome);
-        if matches!(outcome, Outcome::Failed { .. }) {
-            if !again {
-                outbox::pend(&mut self.unwritten, server, &parcel)?;
-            }
-        } else {
-            outbox::arrived(&app, &mut self.unwritten, server, &parcel.carried)?;
-            if again {
-                let prefix = rows::of(Keyspace::DESTINATION_PENDING, server);
-                self.unwritten.delete_all(&app.store, &prefix)?;
-            }
-        }
-        self.tell(server, Input::Done(outcome))?;
-        self.note_state(server)
-    }
-
-    /// Writes down that a destination is down, or is no more.
-    fn note_state(&mut self, server: &ServerName) -> ApiResult<()> {
-        let app = self.app.clone();
-        let Some(destination) = self.destinations.get_mut(server) else {
-            return Ok(());
-        };
-        let saved = destination.queue.saved();
-        let written = destination.written.as_ref();
-        let same = written.is_some_and(|written| {
-            written.failures == saved.failures && written.again == saved.again
-        });
-        let gone_ms = saved
-            .failing_since_ms
-            .map_or(0, |since_ms| app.clock.now_ms().saturating_sub(since_ms));
-        if gone_ms > MESSAGES_WAIT_MS_MAX {
-            let prefix = rows::of(Keyspace::DESTINATION_MESSAGE, server);
-            self.unwritten.delete_all(&app.store, &prefix)?;
-        }
-        if same && saved.failures == 0 {
-            return Ok(());
-        }
-        let was_down = written.is_some_and(|written| written.failures > 0);
-        match (was_down, saved.failures > 0) {
-            (false, true) => tracing::info!(%server, "a server is not reached; trying again"),
-            (true, false) => tracing::info!(%server, "a server is back"),
-            _ => {}
-        }
-        destination.save(&mut self.unwritten, server);
-        Ok(())
-    }
-
-    /// Forgets a destination that may not be sent anything.
-    fn forget(&mut self, server: &ServerName) -> ApiResult<()> {
-        tracing::debug!(%server, "nothing is sent to a server that is not federated with");
-        for keyspace in rows::OF_DESTINATION {
-            let prefix = rows::of(keyspace, server);
-            self.unwritten.delete_all(&self.app.store, &prefix)?;
-        }
-        let row = DESTINATIONS.key().text(server.as_str());
-        self.unwritten.delete(row);
-        self.ready.remove(server);
-        self.touched.insert(server.to_owned());
-        if let Some(destination) = self.destinations.remove(server)
-            && let Some(at_ms) = destination.wake_at_ms
-        {
-            self.wakes.remove(&(at_ms, server.to_owned()));
-        }
-        Ok(())
     }
 
     /// Up to where a restart need not read the log.
@@ -674,21 +378,4 @@ impl Destination {
         }
         self.written = Some(saved);
     }
-}
-
-/// The server of whoever is invited, kicked, banned or let go: it may have nobody in the room.
-///
-/// Spec: server-server API, "PDUs"; it wants them to be told, but says so only for invites.
-fn target(app: &App, event: &TimelineEvent) -> Option<OwnedServerName> {
-    let pdu = &event.pdu;
-    if *pdu.kind() != TimelineEventType::RoomMember {
-        return None;
-    }
-    let target = pdu.state_key().and_then(|key| UserId::parse(key).ok())?;
-    let content: MemberContent = pdu.content_as()?;
-    let told = matches!(
-        content.membership,
-        MembershipState::Invite | MembershipState::Leave | MembershipState::Ban
-    );
-    (told && !app.is_local(&target)).then(|| target.server_name().to_owned())
 }
