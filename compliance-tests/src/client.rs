@@ -80,6 +80,11 @@ pub(crate) async fn request(
         request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
     }
     let request = request.body(Body::from(body)).expect("a valid request");
+    send(router, request).await
+}
+
+/// Any request.
+pub(crate) async fn send(router: Router, request: Request<Body>) -> Reply {
     let response = router
         .oneshot(request)
         .await

@@ -1,7 +1,7 @@
 //! Behaviour asserted from the outside: whole servers in one process, spoken to through their router.
 //!
 //! A [`World`] is a server with a memory store, a simulated clock and a seed; a [`Client`] is a user's
-//! device. Tests are in `tests/`, one file for each chapter of the specification, one test for each
+//! device; a [`Network`] has several servers, and [`Stranger`]s, whose every word a test chooses. Tests are in `tests/`, one file for each chapter of the specification, one test for each
 //! sentence.
 
 #![expect(
@@ -10,9 +10,13 @@
 )]
 
 mod client;
+mod network;
+mod stranger;
 mod world;
 
 pub use self::{
     client::{Client, Reply, event_ids, segment},
+    network::Network,
+    stranger::Stranger,
     world::World,
 };

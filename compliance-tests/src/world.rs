@@ -14,10 +14,10 @@ use http::Method;
 use serde_json::{Value, json};
 use store::kv::Engine;
 
-use crate::{Client, Reply, client};
+use crate::{Client, Network, Reply, client, network::Link};
 
-/// When every world begins, in milliseconds since the epoch.
-const BEGINNING_MS: u64 = 1_800_000_000_000;
+/// When every world and network begins, in milliseconds since the epoch.
+pub(crate) const BEGINNING_MS: u64 = 1_800_000_000_000;
 
 /// Names the engine of every world: `sled` or `fjall`. Without it worlds are in memory.
 const ENGINE_VARIABLE: &str = "COMPLIANCE_ENGINE";
@@ -57,6 +57,8 @@ fn engine_on_disk() -> Engine {
 pub struct World {
     server: Server,
     now_ms: Arc<AtomicU64>,
+    /// The way to the other servers of its network; there are none in a network of its own.
+    link: Arc<Link>,
     /// Where uploads go, and rows if they are on disk.
     directory: tempfile::TempDir,
 }
@@ -73,7 +75,17 @@ impl World {
     /// When the server does not start.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        Self::start(directory, engine(), change).await
+        Self::start(directory, engine(), Network::new().link("hs1"), change).await
+    }
+
+    /// A server of a network, with its name, that federates.
+    pub(crate) async fn of_network(link: Arc<Link>, change: impl FnOnce(&mut Config)) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let change = |config: &mut Config| {
+            config.federation.enabled = true;
+            change(config);
+        };
+        Self::start(directory, engine(), link, change).await
     }
 
     /// The same with rows on disk, so that it can be [restarted](Self::restart).
@@ -82,7 +94,13 @@ impl World {
     /// When the server does not start.
     pub async fn on_disk(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        Self::start(directory, engine_on_disk(), change).await
+        Self::start(
+            directory,
+            engine_on_disk(),
+            Network::new().link("hs1"),
+            change,
+        )
+        .await
     }
 
     /// Stops the server and starts it on the same rows.
@@ -91,21 +109,25 @@ impl World {
     /// When the server does not start.
     pub async fn restart(self, change: impl FnOnce(&mut Config)) -> Self {
         let Self {
-            server, directory, ..
+            server,
+            directory,
+            link,
+            ..
         } = self;
         server.stop().await;
-        Self::start(directory, engine_on_disk(), change).await
+        Self::start(directory, engine_on_disk(), link, change).await
     }
 
     async fn start(
         directory: tempfile::TempDir,
         engine: Engine,
+        link: Arc<Link>,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let now_ms = Arc::new(AtomicU64::new(BEGINNING_MS));
+        let now_ms = link.now_ms();
         let mut config = Config::default();
         config.data.directory = directory.path().to_owned();
-        config.server.name = "hs1".try_into().expect("a valid server name");
+        config.server.name = link.name().to_owned();
         config.registration.mode = RegistrationMode::Open;
         config.testing.rate_limits_off = true;
         config.testing.cheap_password_hashing = true;
@@ -114,15 +136,18 @@ impl World {
         change(&mut config);
         let seams = Seams {
             clock: Clock::Simulated(now_ms.clone()),
-            entropy: Entropy::from_seed([7; 32]),
+            entropy: Entropy::from_seed(link.seed()),
+            transport: Some(link.clone()),
             inline: true,
         };
         let server = Server::start(config, seams, engine)
             .await
             .expect("the server starts");
+        link.serve(server.router.clone());
         Self {
             server,
             now_ms,
+            link,
             directory,
         }
     }
@@ -132,7 +157,12 @@ impl World {
         &self.server
     }
 
-    /// Lets time pass on the server's clock.
+    /// The server's name.
+    pub fn name(&self) -> &str {
+        self.link.name().as_str()
+    }
+
+    /// Lets time pass on the server's clock, which is that of all servers of its network.
     pub fn pass_ms(&self, ms: u64) {
         self.now_ms.fetch_add(ms, Ordering::Relaxed);
     }

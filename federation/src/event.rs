@@ -2,6 +2,7 @@
 
 mod draft;
 mod pdu;
+mod verify;
 mod version;
 
 #[cfg(test)]
@@ -10,6 +11,7 @@ mod tests;
 pub use self::{
     draft::{Draft, DraftContext, DraftError, ServerKey},
     pdu::{Malformed, Pdu},
+    verify::{Required, Unverified, required, verify},
     version::{DEFAULT_ROOM_VERSION, SERVED_ROOM_VERSIONS, is_served, rules_of},
 };
 

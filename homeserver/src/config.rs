@@ -41,8 +41,8 @@ pub use self::{
     limits::{Limits, PerAddress, PerUser, Rate},
     server::{Api, Contact, Listener, Server, Support, SupportRole},
     services::{
-        Appservices, DelayedEvents, Federation, LogFormat, Logging, Presence, Push, Rtc,
-        ServerNotices, Turn,
+        Appservices, DelayedEvents, Federation, LogFormat, Logging, OldVerifyKey, Presence, Push,
+        Rtc, ServerNotices, Turn,
     },
     sources::{CONFIG_VARIABLE, Sources, VARIABLE_PREFIX},
     testing::Testing,

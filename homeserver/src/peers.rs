@@ -1,27 +1,54 @@
 //! Other servers: finding them, knowing their keys, asking them, being asked by them.
+//!
+//! Reading order: [`request`] (asking) → [`transport`] and [`resolve`] (how a request gets there) → [`origin`] (being
+//! asked) → [`keys`] (who signed what).
+//!
+//! Spec: server-server API, "Server discovery", "Authentication".
 
 pub mod edus;
+mod flights;
+pub mod keys;
 pub mod origin;
+pub mod request;
+mod resolve;
 pub mod sender;
+pub mod transport;
 
-use ruma::{ServerName, api::OutgoingRequest};
-
-use crate::{
-    error::{ApiError, ApiResult},
-    server::App,
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
 };
+
+use ruma::{OwnedServerName, ServerName};
+use tokio::sync::Semaphore;
+
+pub use self::{
+    keys::{verify_event, verify_events},
+    request::{Limits, ask, ask_within},
+};
+use crate::{seams::Transport, server::App};
+
+/// How many requests to other servers are open at once; more wait.
+const REQUESTS_MAX: usize = 512;
+
+/// For how long a server that could not be reached is not tried again, in milliseconds: long enough that one dead server
+/// does not hold up every user in turn, short enough that nobody notices when it is back.
+const UNREACHABLE_MS: u64 = 30 * 1_000;
+
+/// How many servers that could not be reached are remembered.
+const UNREACHABLE_SERVERS_MAX: usize = 10_000;
 
 /// Why another server did not answer a request, or not as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
     /// It may not be asked: the configuration says so.
     #[error("the server `{0}` is not federated with")]
-    Denied(ruma::OwnedServerName),
+    Denied(OwnedServerName),
     /// It was not reached, did not answer in time, or answered with something that is no answer.
     #[error("`{server}` could not be asked: {cause}")]
     Unreachable {
         /// Which server.
-        server: ruma::OwnedServerName,
+        server: OwnedServerName,
         /// What went wrong, in words.
         cause: String,
     },
@@ -29,7 +56,7 @@ pub enum PeerError {
     #[error("`{server}` answers {status} {errcode}: {message}")]
     Refused {
         /// Which server.
-        server: ruma::OwnedServerName,
+        server: OwnedServerName,
         /// The status.
         status: http::StatusCode,
         /// The errcode, `M_UNKNOWN` if there is none.
@@ -41,32 +68,54 @@ pub enum PeerError {
     },
 }
 
-/// Asks another server something, signed.
-///
-/// # Errors
-/// See [`PeerError`].
-pub async fn ask<R>(
-    _app: &App,
-    server: &ServerName,
-    _request: R,
-) -> Result<R::IncomingResponse, PeerError>
-where
-    R: OutgoingRequest + Send,
-{
-    Err(PeerError::Unreachable {
-        server: server.to_owned(),
-        cause: "not yet".to_owned(),
-    })
+/// What is known of other servers, and the way to them.
+#[derive(Debug)]
+pub struct Peers {
+    transport: Arc<dyn Transport>,
+    /// Their keys.
+    pub keys: keys::Keys,
+    places: Semaphore,
+    /// Who could not be reached, and until when that is gone by, in milliseconds since the epoch.
+    unreachable_until_ms: Mutex<BTreeMap<OwnedServerName, u64>>,
 }
 
-/// Verifies the signatures and the content hash of an event that another server gave.
-///
-/// # Errors
-/// `M_INVALID_PARAM`, when it is not an event, or not signed by all who must sign it.
-pub async fn verify_event(
-    _app: &App,
-    _object: &ruma::CanonicalJsonObject,
-    _rules: &ruma::room_version_rules::RoomVersionRules,
-) -> ApiResult<ruma::CanonicalJsonObject> {
-    Err(ApiError::invalid_param("not yet"))
+impl Peers {
+    /// Knows nothing yet but the way.
+    pub fn new(transport: Arc<dyn Transport>) -> Self {
+        Self {
+            transport,
+            keys: keys::Keys::default(),
+            places: Semaphore::new(REQUESTS_MAX),
+            unreachable_until_ms: Mutex::default(),
+        }
+    }
+
+    /// A server has shown that it is there: it need not be waited for any longer.
+    pub fn reached(&self, server: &ServerName) {
+        self.unreachable_servers().remove(server);
+    }
+
+    fn was_unreachable(&self, app: &App, server: &ServerName) -> bool {
+        let servers = self.unreachable_servers();
+        let until_ms = servers.get(server).copied().unwrap_or(0);
+        app.clock.now_ms() < until_ms
+    }
+
+    fn unreachable(&self, app: &App, server: &ServerName) {
+        let now_ms = app.clock.now_ms();
+        let mut servers = self.unreachable_servers();
+        if servers.len() >= UNREACHABLE_SERVERS_MAX {
+            servers.retain(|_, until_ms| *until_ms > now_ms);
+            if servers.len() >= UNREACHABLE_SERVERS_MAX {
+                servers.pop_first();
+            }
+        }
+        servers.insert(server.to_owned(), now_ms + UNREACHABLE_MS);
+    }
+
+    fn unreachable_servers(&self) -> std::sync::MutexGuard<'_, BTreeMap<OwnedServerName, u64>> {
+        self.unreachable_until_ms
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -1,4 +1,4 @@
-//! The things that a simulation replaces: time, randomness, and where heavy work runs.
+//! The things that a simulation replaces: time, randomness, the network between servers, and where heavy work runs.
 //!
 //! Everything else in the process takes these from here, which a lint enforces.
 
@@ -10,9 +10,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
-use ruma::{MilliSecondsSinceUnixEpoch, UInt};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, UInt};
 
 /// What a server takes from the world around it.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub struct Seams {
     pub clock: Clock,
     /// Randomness.
     pub entropy: Entropy,
+    /// What carries requests to other servers; `None` is the internet.
+    pub transport: Option<Arc<dyn Transport>>,
     /// Whether heavy work runs on the calling task, as a simulation needs it.
     pub inline: bool,
 }
@@ -36,9 +40,49 @@ impl Seams {
         Ok(Self {
             clock: Clock::System,
             entropy: Entropy::from_seed(seed),
+            transport: None,
             inline: false,
         })
     }
+}
+
+/// Carries one request to another server, and brings back its whole answer.
+pub trait Transport: std::fmt::Debug + Send + Sync {
+    /// Sends `outgoing`. Does not follow redirects, and does not try again.
+    fn send(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<http::Response<Bytes>, Lost>>;
+}
+
+/// A request on its way to another server.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The server, by its name before delegation.
+    pub server: OwnedServerName,
+    /// The request; its URI is the target alone, path and query as they were signed.
+    pub request: http::Request<Bytes>,
+    /// How long it may take, from the first lookup to the last byte of the answer.
+    pub timeout: Duration,
+    /// The largest body of an answer, in bytes, unpacked.
+    pub bytes_max: usize,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Lost {
+    /// Nobody was there: the request has not been sent.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It may have been sent, and broke off.
+    #[error("{0}")]
+    BrokeOff(String),
+    /// The answer is larger than it may be.
+    #[error("the answer is larger than {bytes_max} bytes")]
+    TooLarge {
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// The answer, or all of it, did not come in time.
+    #[error("the answer did not come in time")]
+    TimedOut,
 }
 
 /// The wall clock.

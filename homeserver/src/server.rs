@@ -35,10 +35,11 @@ use crate::{
         outward::{Outward, Policy},
     },
     metrics::Metrics,
+    peers::{Peers, transport::Internet},
     presence::Presence,
     reports::Reports,
     rooms::Rooms,
-    seams::Seams,
+    seams::{Seams, Transport},
     search::Search,
     sync::{Wakeups, sliding::Connections},
     tasks::Tasks,
@@ -68,6 +69,8 @@ pub struct Parts {
     pub uia: UiaSessions,
     /// Rate limits.
     pub limits: Limits,
+    /// Other servers.
+    pub peers: Peers,
     /// Rooms: sending, joining, creating.
     pub rooms: Rooms,
     /// Held while keys of devices change.
@@ -188,11 +191,16 @@ impl Server {
         let registrations = appservices::load::load(&config.appservices, &config.server.name)?;
         let media = library(&config).await?;
         let to_services = outward(&config, true)?;
+        let transport = match &seams.transport {
+            Some(transport) => transport.clone(),
+            None => internet(&config, &seams)?,
+        };
         let app = App(Arc::new(Parts {
             accounts: Accounts::new(store.clone()),
             appservices: Appservices::new(registrations, to_services),
             uia: UiaSessions::default(),
             limits: Limits::default(),
+            peers: Peers::new(transport),
             rooms: Rooms::new(store.clone()),
             key_turn: crate::keys::KeyTurn::default(),
             fetching: crate::keys::remote::Fetching::default(),
@@ -384,20 +392,44 @@ async fn library(config: &Config) -> Result<Library, StartError> {
 
 /// A client for outgoing requests that are not federation.
 fn outward(config: &Config, allow_private: bool) -> Result<Outward, StartError> {
-    let testing = &config.testing;
-    let extra_ca = match &testing.extra_ca_file {
-        Some(file) => CertificateDer::pem_file_iter(file)
-            .and_then(Iterator::collect)
-            .map_err(|error| StartError::Config(format!("testing.extra_ca_file: {error}")))?,
-        None => Vec::new(),
-    };
-    Outward::new(&Policy {
-        user_agent: format!("Guildhall/{}", env!("CARGO_PKG_VERSION")),
+    let policy = Policy {
         allow_private,
-        extra_ca,
-        accept_any_certificate: testing.accept_any_certificate,
+        accept_any_certificate: config.testing.accept_any_certificate,
+        ..policy(config)?
+    };
+    Outward::new(&policy).map_err(|error| StartError::Config(error.to_string()))
+}
+
+/// How the outside is reached: only what is public, and proves who it is.
+fn policy(config: &Config) -> Result<Policy, StartError> {
+    Ok(Policy {
+        user_agent: format!("Guildhall/{}", env!("CARGO_PKG_VERSION")),
+        allow_private: false,
+        extra_ca: extra_ca(config)?,
+        accept_any_certificate: false,
     })
-    .map_err(|error| StartError::Config(error.to_string()))
+}
+
+/// The certificates that a test rig wants trusted.
+fn extra_ca(config: &Config) -> Result<Vec<CertificateDer<'static>>, StartError> {
+    let Some(file) = &config.testing.extra_ca_file else {
+        return Ok(Vec::new());
+    };
+    CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect)
+        .map_err(|error| StartError::Config(format!("testing.extra_ca_file: {error}")))
+}
+
+/// The way to other servers.
+fn internet(config: &Config, seams: &Seams) -> Result<Arc<dyn Transport>, StartError> {
+    let policy = Policy {
+        allow_private: config.testing.allow_private_addresses,
+        ..policy(config)?
+    };
+    let unusable = |error: &dyn std::fmt::Display| StartError::Config(error.to_string());
+    let outward = Outward::new(&policy).map_err(|error| unusable(&error))?;
+    let internet = Internet::new(config, seams, outward, policy.extra_ca);
+    Ok(Arc::new(internet.map_err(|error| unusable(&error))?))
 }
 
 /// The key in the store, made on the first start, after checking that the store is this server's.

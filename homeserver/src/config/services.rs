@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use ruma::{OwnedServerName, ServerName, events::room::server_acl::RoomServerAclEventContent};
 use serde::{Deserialize, Serialize};
 
 use super::values::{
-    BaseUrl, Between, FilePath, Label, LogFilter, Secret, TurnUri, list, optional, plain,
+    BaseUrl, Between, FilePath, Label, LogFilter, PublicKey, Secret, Server, ServerPattern,
+    SigningKeyId, TurnUri, list, optional, plain,
 };
 
 /// Notifications to phones, through push gateways.
@@ -60,6 +62,48 @@ pub struct Appservices {
 pub struct Federation {
     /// Whether this server exchanges rooms and events with others. Default: no.
     pub enabled: bool,
+    /// The only servers with which it does. Default: empty, all servers.
+    #[serde(deserialize_with = "list::<ServerPattern, _, _>")]
+    pub allow_servers: Vec<String>,
+    /// Servers with which it does not, also if allowed above. Default: none.
+    #[serde(deserialize_with = "list::<ServerPattern, _, _>")]
+    pub deny_servers: Vec<String>,
+    /// Servers that are asked for the keys of others that do not answer. What they say is believed, if it is signed
+    /// by them and by the key that it names. Default: none.
+    #[serde(deserialize_with = "list::<Server, _, _>")]
+    pub trusted_notaries: Vec<OwnedServerName>,
+    /// Keys that this server signed with before it had the one it has now, by another program or on another machine:
+    /// others need them to verify what was sent then. Default: none.
+    pub old_verify_keys: Vec<OldVerifyKey>,
+}
+
+/// A key that this server signed with once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OldVerifyKey {
+    /// Its ID, `ed25519:` and a version.
+    #[serde(deserialize_with = "plain::<SigningKeyId, _, _>")]
+    pub id: String,
+    /// The public key, in base64.
+    #[serde(deserialize_with = "plain::<PublicKey, _, _>")]
+    pub public_key: String,
+    /// When it was last used, in seconds since 1970.
+    #[serde(deserialize_with = "plain::<Between<0, 9_000_000_000_000>, _, _>")]
+    pub expired_unix_seconds: u64,
+}
+
+impl Federation {
+    /// Whether this server exchanges anything with `server`, by the lists and the switch.
+    ///
+    /// Spec: the lists mean what those of `m.room.server_acl` mean.
+    pub fn allows(&self, server: &ServerName) -> bool {
+        let allow = if self.allow_servers.is_empty() {
+            vec!["*".to_owned()]
+        } else {
+            self.allow_servers.clone()
+        };
+        let lists = RoomServerAclEventContent::new(true, allow, self.deny_servers.clone());
+        self.enabled && lists.is_allowed(server)
+    }
 }
 
 /// Where clients find a service for group calls (`MatrixRTC`, MSC4143).

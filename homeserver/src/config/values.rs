@@ -10,7 +10,11 @@ use std::{
     path::PathBuf,
 };
 
-use ruma::{OwnedServerName, OwnedUserId, RoomVersionId, ServerName, UserId};
+use federation::wire::{keyring::is_ed25519, lenient_base64};
+use ruma::{
+    OwnedServerName, OwnedUserId, RoomVersionId, ServerName, UserId,
+    serde::{Base64, base64::Standard},
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::Error as _};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
@@ -299,6 +303,14 @@ text_checks! {
         log_filter;
     /// An address of a TURN or STUN server.
     TurnUri(String) = "an address such as \"turn:turn.example.org:3478?transport=udp\" or \"turns:…\"", turn_uri;
+    /// Server names, without their ports.
+    ServerPattern(String) = "a server name without a port, in which * stands for any text and ? for any character, \
+        such as \"*.example.org\"", server_pattern;
+    /// The ID of a server's signing key.
+    SigningKeyId(String) = "the ID of a signing key, such as \"ed25519:a_1\"",
+        |text| is_ed25519(text).then(|| text.to_owned());
+    /// A public ed25519 key.
+    PublicKey(String) = "a public ed25519 key in base64", public_key;
     /// One host, or a domain and all below it.
     HostPattern(String) = "a host such as \"example.org\", or \"*.example.org\" for all hosts below it", host_pattern;
 }
@@ -352,4 +364,16 @@ fn host_pattern(text: &str) -> Option<String> {
     let host = text.strip_prefix("*.").unwrap_or(text);
     let allowed = |char: char| char.is_ascii_alphanumeric() || ".-:[]".contains(char);
     (!host.is_empty() && host.chars().all(allowed)).then(|| text.to_ascii_lowercase())
+}
+
+fn public_key(text: &str) -> Option<String> {
+    let bytes = lenient_base64(text)?;
+    (bytes.len() == 32).then(|| Base64::<Standard, _>::new(bytes).encode())
+}
+
+fn server_pattern(text: &str) -> Option<String> {
+    let allowed = |char: char| char.is_ascii_alphanumeric() || ".-:[]*?".contains(char);
+    // A name is compared without its port, so a pattern with one would never match.
+    let ported = text.contains(':') && !(text.starts_with('[') && text.ends_with(']'));
+    (!text.is_empty() && !ported && text.chars().all(allowed)).then(|| text.to_ascii_lowercase())
 }

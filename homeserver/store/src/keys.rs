@@ -197,6 +197,8 @@ keyspaces! {
     /// room, order → the words of the event in `WORD`.
     EVENT_WORDS = 0x71;
 
+    /// server → its signing keys, and its last answer about them.
+    SERVER_KEY = 0x80;
     /// server → `Saved`: how far another server has been told, and when to try again.
     DESTINATION = 0x81;
     /// server, room → position of the newest event that the server has not got.

@@ -189,6 +189,8 @@ pub(super) async fn send(
     transaction: Arc<Parcel>,
 ) -> (OwnedServerName, Sent) {
     let request = transaction.transaction.request(app.server_name());
+    // The queue has waited as long as it should.
+    app.peers.reached(&server);
     let asking = peers::ask(&app, &server, request);
     let sent = match tokio::time::timeout(TAKE_TIMEOUT, asking).await {
         Ok(Ok(answer)) => {

@@ -1,0 +1,1 @@
+//! Server-server API, "Retrieving server keys".

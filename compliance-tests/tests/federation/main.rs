@@ -1,0 +1,10 @@
+//! The server-server API, one module for each chapter of the specification.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that finds something else than it expects should end there"
+)]
+
+mod keys;
+mod requests;
