@@ -70,6 +70,11 @@ impl Network {
         World::of_network(self.link(name), change).await
     }
 
+    /// A server whose rows are on disk, so that it can be [restarted](World::restart).
+    pub async fn server_on_disk(&self, name: &str) -> World {
+        World::of_network_on_disk(self.link(name)).await
+    }
+
     /// A server that does and says only what the test tells it to.
     pub fn stranger(&self, name: &str) -> Stranger {
         Stranger::new(self.clone(), name)

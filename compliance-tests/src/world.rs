@@ -88,6 +88,13 @@ impl World {
         Self::start(directory, engine(), link, change).await
     }
 
+    /// The same with rows on disk.
+    pub(crate) async fn of_network_on_disk(link: Arc<Link>) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let change = |config: &mut Config| config.federation.enabled = true;
+        Self::start(directory, engine_on_disk(), link, change).await
+    }
+
     /// The same with rows on disk, so that it can be [restarted](Self::restart).
     ///
     /// # Panics

@@ -6,5 +6,8 @@
     reason = "a test that finds something else than it expects should end there"
 )]
 
+mod edus;
+mod inbox;
 mod keys;
 mod requests;
+mod sending;
