@@ -31,6 +31,8 @@ pub struct Network(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     now_ms: Arc<AtomicU64>,
+    /// Whether this is none: requests go over real connections.
+    internet: bool,
     state: Mutex<State>,
 }
 
@@ -54,8 +56,18 @@ impl Default for Network {
 impl Network {
     /// A network without servers.
     pub fn new() -> Self {
+        Self::with(false)
+    }
+
+    /// No network: who is linked to it uses real connections.
+    pub(crate) fn internet() -> Self {
+        Self::with(true)
+    }
+
+    fn with(internet: bool) -> Self {
         Self(Arc::new(Inner {
             now_ms: Arc::new(AtomicU64::new(BEGINNING_MS)),
+            internet,
             state: Mutex::default(),
         }))
     }
@@ -70,9 +82,9 @@ impl Network {
         World::of_network(self.link(name), change).await
     }
 
-    /// A server whose rows are on disk, so that it can be [restarted](World::restart).
-    pub async fn server_on_disk(&self, name: &str) -> World {
-        World::of_network_on_disk(self.link(name)).await
+    /// The same with rows on disk, so that it can be [restarted](World::restart).
+    pub async fn server_on_disk(&self, name: &str, change: impl FnOnce(&mut Config)) -> World {
+        World::of_network_on_disk(self.link(name), change).await
     }
 
     /// A server that does and says only what the test tells it to.
@@ -186,6 +198,12 @@ impl Link {
         &self.name
     }
 
+    /// The way of the server's requests; `None` is the internet.
+    pub(crate) fn transport(self: &Arc<Self>) -> Option<Arc<dyn Transport>> {
+        let link: Arc<dyn Transport> = self.clone();
+        (!self.network.0.internet).then_some(link)
+    }
+
     pub(crate) fn now_ms(&self) -> Arc<AtomicU64> {
         self.network.0.now_ms.clone()
     }
@@ -197,6 +215,10 @@ impl Link {
 
     pub(crate) fn serve(&self, router: Router) {
         self.network.serve(&self.name, router);
+    }
+
+    pub(crate) fn unserve(&self) {
+        self.network.remove(self.name.as_str());
     }
 }
 

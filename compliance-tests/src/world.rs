@@ -52,6 +52,14 @@ fn engine_on_disk() -> Engine {
     }
 }
 
+/// `change`, for a server that federates.
+fn federating(change: impl FnOnce(&mut Config)) -> impl FnOnce(&mut Config) {
+    |config| {
+        config.federation.enabled = true;
+        change(config);
+    }
+}
+
 /// A server that lives in this process and nowhere else.
 #[derive(Debug)]
 pub struct World {
@@ -81,18 +89,23 @@ impl World {
     /// A server of a network, with its name, that federates.
     pub(crate) async fn of_network(link: Arc<Link>, change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let change = |config: &mut Config| {
-            config.federation.enabled = true;
-            change(config);
-        };
-        Self::start(directory, engine(), link, change).await
+        Self::start(directory, engine(), link, federating(change)).await
     }
 
     /// The same with rows on disk.
-    pub(crate) async fn of_network_on_disk(link: Arc<Link>) -> Self {
+    pub(crate) async fn of_network_on_disk(
+        link: Arc<Link>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let change = |config: &mut Config| config.federation.enabled = true;
-        Self::start(directory, engine_on_disk(), link, change).await
+        Self::start(directory, engine_on_disk(), link, federating(change)).await
+    }
+
+    /// A server that federates over real connections, also to addresses of this machine.
+    pub async fn on_the_internet(name: &str, change: impl FnOnce(&mut Config)) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let link = Network::internet().link(name);
+        Self::start(directory, engine(), link, federating(change)).await
     }
 
     /// The same with rows on disk, so that it can be [restarted](Self::restart).
@@ -110,17 +123,25 @@ impl World {
         .await
     }
 
-    /// Stops the server and starts it on the same rows.
+    /// Stops the server and starts it on the same rows. Its configuration is the usual one with `change`; in a network
+    /// it federates.
     ///
     /// # Panics
     /// When the server does not start.
     pub async fn restart(self, change: impl FnOnce(&mut Config)) -> Self {
+        let federates = self.server.app.config.federation.enabled;
+        let change = |config: &mut Config| {
+            config.federation.enabled = federates;
+            change(config);
+        };
         let Self {
             server,
             directory,
             link,
             ..
         } = self;
+        // The network must not hold on to what is about to be opened again.
+        link.unserve();
         server.stop().await;
         Self::start(directory, engine_on_disk(), link, change).await
     }
@@ -144,7 +165,7 @@ impl World {
         let seams = Seams {
             clock: Clock::Simulated(now_ms.clone()),
             entropy: Entropy::from_seed(link.seed()),
-            transport: Some(link.clone()),
+            transport: link.transport(),
             inline: true,
         };
         let server = Server::start(config, seams, engine)

@@ -10,4 +10,5 @@ mod edus;
 mod inbox;
 mod keys;
 mod requests;
+mod resolving;
 mod sending;
