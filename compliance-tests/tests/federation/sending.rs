@@ -380,6 +380,8 @@ async fn what_was_not_taken_is_sent_after_a_restart() {
     alice.say(&room, "newest").await;
     network.heal("hs1", "hs2");
     network.pass_ms(11_000);
+    // Who has the old router has the old store.
+    drop(alice);
     let world = world.restart(|_| {}).await;
     inbox.text("before").await;
     inbox.text("newest").await;
