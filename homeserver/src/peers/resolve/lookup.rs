@@ -56,7 +56,7 @@ impl std::fmt::Debug for Lookup {
 impl Lookup {
     /// The internet, by the name servers that the system is configured with.
     pub(in crate::peers) fn system(outward: Outward) -> Self {
-        let dns = TokioResolver::builder_tokio().and_then(|builder| builder.build());
+        let dns = TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build);
         let dns = dns.map(Box::new).map_err(|error| {
             tracing::warn!(%error, "servers with SRV records will not be found: there is no name server");
         });

@@ -309,7 +309,7 @@ fn lookup() -> Lookup {
     Lookup::System {
         outward: Outward::new(&policy).unwrap(),
         scheme: "http",
-        timeout: std::time::Duration::from_secs(60),
+        timeout: std::time::Duration::from_mins(1),
         dns: None,
     }
 }
