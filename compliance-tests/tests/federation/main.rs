@@ -9,9 +9,12 @@
 mod joining;
 mod devices;
 mod directory;
+mod edus;
+mod inbox;
 mod keys;
 mod media;
 mod profiles;
 mod requests;
 mod resolving;
 mod spaces;
+mod sending;
