@@ -17,4 +17,5 @@ mod profiles;
 mod requests;
 mod resolving;
 mod spaces;
+mod rooms;
 mod sending;
