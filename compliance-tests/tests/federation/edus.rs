@@ -470,6 +470,36 @@ async fn a_server_that_shares_a_room_for_the_first_time_is_told_to_look_up_the_l
 }
 
 #[tokio::test]
+async fn a_server_that_missed_many_changes_is_told_to_look_up_the_list() {
+    let (network, world, alice, inbox, room) = shared().await;
+    upload_keys(&alice).await;
+    inbox.edu("m.device_list_update", |_| true).await;
+    network.cut("hs1", "hs2");
+    for _ in 0..21 {
+        world.log_in("alice").await;
+    }
+    alice.say(&room, "fails").await;
+    let hs2 = ruma::ServerName::parse("hs2").unwrap();
+    while !world.server().app.outgoing.heard(&hs2) {
+        tokio::task::yield_now().await;
+    }
+    let before = edus(&inbox.arrived(), "m.device_list_update").len();
+    network.heal("hs1", "hs2");
+    network.pass_ms(60_000);
+    alice.say(&room, "wakes the sender").await;
+    let told = inbox
+        .until("an update without a link", |arrived| {
+            let all = edus(arrived, "m.device_list_update");
+            let mut new = all.into_iter().skip(before);
+            new.find(|edu| edu.get("prev_id").is_none())
+        })
+        .await;
+    assert_eq!(told["user_id"], "@alice:hs1");
+    let updates = edus(&inbox.arrived(), "m.device_list_update").len();
+    assert!(updates - before < 21, "{updates} updates, {before} before");
+}
+
+#[tokio::test]
 async fn cross_signing_keys_are_told_under_both_names_without_the_user_signing_key() {
     let (_, _, alice, inbox, _) = shared().await;
     upload_keys(&alice).await;

@@ -100,7 +100,10 @@ impl Inbox {
             };
             match tokio::time::timeout(PATIENCE, found).await {
                 Ok(found) => found,
-                Err(_) => panic!("{what} never arrived ({at}): {:#?}", inbox.arrived()),
+                Err(elapsed) => panic!(
+                    "{what} did not arrive ({at}), {elapsed}: {:#?}",
+                    inbox.arrived()
+                ),
             }
         }
     }

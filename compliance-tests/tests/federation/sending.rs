@@ -392,6 +392,84 @@ async fn what_was_not_taken_is_sent_after_a_restart() {
 }
 
 #[tokio::test]
+async fn what_was_said_while_nothing_was_sent_goes_to_those_who_were_there_then() {
+    let network = Network::new();
+    let world = network.server_on_disk("hs1", |_| {}).await;
+    let inbox = Inbox::new(&network, "hs2");
+    let third = Inbox::new(&network, "hs3");
+    let alice = world.register("alice").await;
+    let room = alice.public_room().await;
+    join_remote(&world, &room, "@bob:hs2").await;
+    alice.say(&room, "before").await;
+    inbox.text("before").await;
+    drop(alice);
+    let world = world
+        .restart(|config| config.federation.enabled = false)
+        .await;
+    let alice = world.log_in("alice").await;
+    alice.say(&room, "bob is here").await;
+    move_remote(&world, &room, "@bob:hs2", To::Leave).await;
+    alice.say(&room, "nobody is here").await;
+    join_remote(&world, &room, "@carol:hs3").await;
+    alice.say(&room, "carol is here").await;
+    drop(alice);
+    let world = world
+        .restart(|config| config.federation.enabled = true)
+        .await;
+    inbox.text("bob is here").await;
+    third.text("carol is here").await;
+    let alice = world.log_in("alice").await;
+    join_remote(&world, &room, "@bob:hs2").await;
+    alice.say(&room, "both are here").await;
+    inbox.text("both are here").await;
+    third.text("both are here").await;
+    let heard = |inbox: &Inbox| {
+        let mut texts = texts(&inbox.arrived());
+        texts.dedup();
+        texts
+    };
+    // What was sent right before a restart may be sent again.
+    let of_hs2 = heard(&inbox);
+    assert_eq!(of_hs2, ["before", "bob is here", "both are here"]);
+    assert_eq!(heard(&third), ["carol is here", "both are here"]);
+}
+
+#[tokio::test]
+async fn an_event_that_this_server_was_given_for_the_room_is_passed_on_to_the_others() {
+    let (network, world, alice, inbox, room) = shared().await;
+    let third = Inbox::new(&network, "hs3");
+    join_remote(&world, &room, "@carol:hs3").await;
+    let state = alice.get(&format!("/v3/rooms/{}/state", segment(&room)));
+    let state = state.await.ok();
+    let join = state
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|event| event["state_key"] == "@carol:hs3")
+        .unwrap();
+    let event_id: ruma::OwnedEventId = join["event_id"].as_str().unwrap().try_into().unwrap();
+    let mut commit = store::Commit::new();
+    homeserver::peers::sender::also(&mut commit, &event_id);
+    world.server().app.store.commit(commit).await.unwrap();
+    let passed = inbox
+        .until("the join", |arrived| {
+            let joins = pdus(arrived);
+            joins
+                .into_iter()
+                .find(|pdu| pdu["state_key"] == "@carol:hs3")
+        })
+        .await;
+    assert_eq!(passed["sender"], "@carol:hs3");
+    alice.say(&room, "after").await;
+    third.text("after").await;
+    let kinds: Vec<Value> = pdus(&third.arrived())
+        .iter()
+        .map(|pdu| pdu["type"].clone())
+        .collect();
+    assert_eq!(kinds, ["m.room.message"], "it is not sent back");
+}
+
+#[tokio::test]
 async fn who_joins_and_leaves_again_hears_nothing_of_what_follows() {
     let (network, world, alice, inbox, room) = shared().await;
     let third = Inbox::new(&network, "hs3");
