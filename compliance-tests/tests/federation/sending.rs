@@ -439,8 +439,8 @@ async fn an_event_that_this_server_was_given_for_the_room_is_passed_on_to_the_ot
     let (network, world, alice, inbox, room) = shared().await;
     let third = Inbox::new(&network, "hs3");
     join_remote(&world, &room, "@carol:hs3").await;
-    let state = alice.get(&format!("/v3/rooms/{}/state", segment(&room)));
-    let state = state.await.ok();
+    let path = format!("/v3/rooms/{}/state", segment(&room));
+    let state = alice.get(&path).await.ok();
     let join = state
         .as_array()
         .unwrap()
