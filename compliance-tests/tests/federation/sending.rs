@@ -4,7 +4,7 @@ use compliance_tests::{Client, Network, World, segment};
 use homeserver::rooms::members::To;
 use serde_json::{Value, json};
 
-use crate::inbox::{Inbox, edus, join_remote, move_remote, pdus, texts};
+use crate::inbox::{Inbox, NEVER, edus, join_remote, move_remote, pdus, texts};
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -388,6 +388,47 @@ async fn what_was_not_taken_is_sent_after_a_restart() {
     inbox.edu("m.direct_to_device", |_| true).await;
     let messages = edus(&inbox.arrived(), "m.direct_to_device");
     assert_eq!(messages.len(), 1);
+    drop(world);
+}
+
+#[tokio::test]
+async fn what_was_under_way_when_the_server_was_stopped_is_sent_again() {
+    let network = Network::new();
+    let world = network.server_on_disk("hs1", |_| {}).await;
+    let inbox = Inbox::new(&network, "hs2");
+    let third = Inbox::new(&network, "hs3");
+    let alice = world.register("alice").await;
+    let room = alice.public_room().await;
+    join_remote(&world, &room, "@bob:hs2").await;
+    alice.say(&room, "before").await;
+    inbox.text("before").await;
+    world.make_admin(&alice).await;
+    until_failing(&alice, "hs2", false).await;
+    inbox.answer(NEVER, json!({}));
+    alice.say(&room, "under way").await;
+    inbox.text("under way").await;
+    // What goes on meanwhile is written down, as is how far the sender is.
+    let other = alice.public_room().await;
+    join_remote(&world, &other, "@carol:hs3").await;
+    for number in 0..2 {
+        let messages = json!({ "messages": { "@carol:hs3": { "*": { "n": number } } } });
+        let path = format!("/v3/sendToDevice/org.test/{number}");
+        alice.put(&path, messages).await.ok();
+        third
+            .edu("m.direct_to_device", |edu| {
+                edu["messages"]["@carol:hs3"]["*"]["n"] == number
+            })
+            .await;
+    }
+    drop(alice);
+    let world = world.restart(|_| {}).await;
+    inbox
+        .until("the event, again", |arrived| {
+            let texts = texts(arrived);
+            let found = texts.iter().filter(|text| *text == "under way").count();
+            (found == 2).then_some(())
+        })
+        .await;
     drop(world);
 }
 
