@@ -62,6 +62,8 @@ pub struct Appservices {
 pub struct Federation {
     /// Whether this server exchanges rooms and events with others. Default: no.
     pub enabled: bool,
+    /// Whether other servers are told the names of devices. Default: no, only their IDs and keys.
+    pub share_device_names: bool,
     /// The only servers with which it does. Default: empty, all servers.
     #[serde(deserialize_with = "list::<ServerPattern, _, _>")]
     pub allow_servers: Vec<String>,
