@@ -498,7 +498,7 @@ async fn an_answer_that_drips_is_given_up() {
         Response::new(Body::from_stream(drip))
     })
     .await;
-    // Twenty seconds, which pass at once while nothing else happens.
+    // A few seconds, which pass at once while nothing else happens.
     let verified = tokio::time::timeout(std::time::Duration::from_secs(21), verifies(&hs1, &event));
     assert!(!verified.await.unwrap());
 }

@@ -21,10 +21,10 @@ use super::{
 use crate::server::App;
 
 /// How long a server may take to say what its keys are.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How many servers are asked at once for one purpose.
-const AT_ONCE_MAX: usize = 32;
+const AT_ONCE_MAX: usize = 128;
 
 /// How many servers a notary is asked for in one request.
 const PER_NOTARY_REQUEST_MAX: usize = 50;
