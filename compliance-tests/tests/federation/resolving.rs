@@ -99,8 +99,8 @@ impl Then {
         match self {
             Self::Close => {}
             Self::Flood => {
-                for _ in 0..200 * 16 {
-                    stream.write_all(&[b' '; 1 << 16]).await?;
+                for _ in 0..200 * 64 {
+                    stream.write_all(&[b' '; 1 << 14]).await?;
                 }
             }
             Self::Drip => loop {

@@ -53,6 +53,12 @@ impl Keys {
                 Err(error) => tracing::error!(%error, %server, "keys cannot be read"),
             }
         }
+        if hurry == Hurry::Alive {
+            // It says that it is there, whatever was found out before.
+            flights
+                .iter()
+                .for_each(|flight| app.peers.reached(&flight.server));
+        }
         let asked = flights.into_iter().map(|flight| async {
             self.ask_itself(app, &flight.server).await;
             (!self.is_met(app, needs, &flight.server)).then_some(flight)
