@@ -97,6 +97,22 @@ impl Stranger {
         self.serve(Router::new().route(path, axum::routing::on(filter, handler)));
     }
 
+    /// Signs every invite of a user of its own that it is sent, as a server does that takes it.
+    ///
+    /// # Panics
+    /// When it is sent what is no invite.
+    pub fn take_invites(&self) {
+        let stranger = self.clone();
+        let take = move |Json(body): Json<Value>| {
+            let version: RoomVersionId =
+                serde_json::from_value(body["room_version"].clone()).expect("a room version");
+            let (_, event) = stranger.sign_event(body["event"].clone(), &version);
+            std::future::ready(Json(json!({ "event": event })))
+        };
+        let path = "/_matrix/federation/v2/invite/{room_id}/{event_id}";
+        self.serve(Router::new().route(path, axum::routing::put(take)));
+    }
+
     /// What it says its keys are, unsigned: for a test to change and sign.
     pub fn keys(&self) -> Value {
         json!({

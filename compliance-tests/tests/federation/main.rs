@@ -6,16 +6,16 @@
     reason = "a test that finds something else than it expects should end there"
 )]
 
-mod joining;
 mod devices;
 mod directory;
 mod edus;
 mod inbox;
+mod joining;
 mod keys;
 mod media;
 mod profiles;
 mod requests;
 mod resolving;
-mod spaces;
 mod rooms;
 mod sending;
+mod spaces;

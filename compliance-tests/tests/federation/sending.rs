@@ -101,6 +101,7 @@ async fn a_server_is_sent_its_users_kick_and_nothing_after_it() {
 async fn a_server_without_members_is_sent_the_invite_of_its_user() {
     let (network, _, alice, _, room) = shared().await;
     let third = Inbox::new(&network, "hs3");
+    third.stranger.take_invites();
     alice.invite(&room, "@carol:hs3").await.ok();
     alice.say(&room, "not for hs3").await;
     let arrived = third.transactions(1).await;

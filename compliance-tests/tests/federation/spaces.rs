@@ -90,6 +90,7 @@ async fn a_room_that_a_server_may_not_know_of_is_like_one_that_does_not_exist() 
         .await;
     assert_eq!(unseen.error(), (404, "M_NOT_FOUND".to_owned()));
     assert_eq!(unseen.json(), unknown.json());
+    other.take_invites();
     alice.invite(&closed, "@bob:other").await.ok();
     let told = other
         .ask(&hs1, Method::GET, &hierarchy(&closed), None)

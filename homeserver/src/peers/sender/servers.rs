@@ -248,7 +248,7 @@ fn is_join(app: &App, room: RoomNum, user: UserNum, event_id: Option<&EventId>) 
     let Some(event_id) = event_id else {
         return Ok(false);
     };
-    let Some(event) = app.store.event(event_id)? else {
+    let Some(event) = app.store.state_event(event_id)? else {
         let view = app.store.room(room)?;
         return Ok(view.is_some_and(|view| view.head.membership(user) == Membership::Join));
     };
