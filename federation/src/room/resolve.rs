@@ -4,7 +4,7 @@
 //! conflicted state subgraph. Spec: room versions 2 and 12, "State resolution".
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -103,7 +103,7 @@ fn entries_of(state: &StateMap) -> Entries<OwnedEventId> {
 /// Events that were looked up once.
 struct Known<F> {
     fetch: F,
-    events: std::cell::RefCell<HashMap<OwnedEventId, Option<Arc<Pdu>>>>,
+    events: std::cell::RefCell<BTreeMap<OwnedEventId, Option<Arc<Pdu>>>>,
 }
 
 impl<F: Fn(&EventId) -> Option<Arc<Pdu>>> Known<F> {

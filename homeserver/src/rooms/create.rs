@@ -145,7 +145,7 @@ pub async fn create(app: &App, caller: &Caller, mut room: NewRoom) -> ApiResult<
     let invited = std::mem::take(&mut room.invite);
     let (here, elsewhere): (Vec<_>, Vec<_>) = invited
         .into_iter()
-        .partition(|user_id| app.is_local(&**user_id));
+        .partition(|user_id| app.is_local(user_id));
     for user_id in here {
         let mut invite = Change::plain(user_id, To::Invite);
         if room.is_direct {

@@ -36,7 +36,7 @@ pub async fn checked(
         match serde_json::from_str::<CanonicalJsonObject>(raw.get()) {
             Ok(object) => objects.push(object),
             Err(error) => {
-                tracing::info!(%room_id, %error, "an event is dropped: not canonical JSON")
+                tracing::info!(%room_id, %error, "an event is dropped: not canonical JSON");
             }
         }
     }

@@ -3,15 +3,16 @@
 //! Spec: server-server API, "Joining Rooms", "Knocking upon a room", "Leaving Rooms (Rejecting Invites)",
 //! "Inviting to a room".
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use federation::{
     event::{Draft, Pdu},
     room::{StateMap, auth::Verdict},
 };
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, RoomId, RoomVersionId,
-    ServerName, UserId, events::TimelineEventType, room_version_rules::RoomVersionRules,
+    CanonicalJsonObject, CanonicalJsonValue, EventId, RoomId, RoomVersionId, ServerName, UserId,
+    events::{TimelineEventType, room::member::MembershipState},
+    room_version_rules::RoomVersionRules,
     signatures::hash_and_sign_event,
 };
 use serde_json::{Map, Value, value::RawValue};
@@ -48,9 +49,9 @@ pub async fn hosted(app: &App, room_id: &RoomId, origin: &ServerName) -> ApiResu
 /// # Errors
 /// `M_FORBIDDEN` when the room would not allow it; `M_UNABLE_TO_AUTHORISE_JOIN` and
 /// `M_UNABLE_TO_GRANT_JOIN` as restricted rooms have them.
-pub async fn propose(
+pub fn propose(
     app: &App,
-    turn: &mut Turn,
+    turn: &Turn,
     user_id: &UserId,
     membership: &str,
 ) -> ApiResult<Box<RawValue>> {
@@ -128,7 +129,7 @@ fn authorised_here(app: &App, object: &CanonicalJsonObject) -> bool {
     let by = content
         .and_then(|content| content.get("join_authorised_via_users_server")?.as_str())
         .and_then(|by| UserId::parse(by).ok());
-    by.is_some_and(|by| app.is_local(&*by))
+    by.is_some_and(|by| app.is_local(&by))
 }
 
 /// Adds this server's signature to an event.
@@ -176,46 +177,6 @@ pub async fn admit(
     Ok(before)
 }
 
-/// The events of a state and of its auth chain, without those of the state.
-///
-/// # Errors
-/// When the store cannot be read, or the chain is longer than state resolution goes.
-pub fn with_chain(
-    app: &App,
-    state: &StateMap,
-    also: &[OwnedEventId],
-) -> ApiResult<(Vec<Box<RawValue>>, Vec<Box<RawValue>>)> {
-    let raw = |pdu: &Pdu| {
-        RawValue::from_string(pdu.json().to_owned()).map_err(|error| ApiError::internal(&error))
-    };
-    let mut seen = std::collections::BTreeSet::new();
-    let mut todo = also.to_vec();
-    let mut events = Vec::with_capacity(state.len());
-    for (_, _, id) in state.iter() {
-        if let Some(pdu) = app.store.pdu(id)? {
-            todo.extend(pdu.auth_events().iter().cloned());
-            events.push(raw(&pdu)?);
-            seen.insert(id.clone());
-        }
-    }
-    let mut chain = Vec::new();
-    while let Some(id) = todo.pop() {
-        if !seen.insert(id.clone()) {
-            continue;
-        }
-        if seen.len() > federation::room::resolve::CHAIN_EVENTS_MAX {
-            return Err(ApiError::unknown(
-                "the room's auth chain is too long to be sent",
-            ));
-        }
-        if let Some(pdu) = app.store.pdu(&id)? {
-            todo.extend(pdu.auth_events().iter().cloned());
-            chain.push(raw(&pdu)?);
-        }
-    }
-    Ok((events, chain))
-}
-
 /// An invite of a local user by another server, verified.
 ///
 /// # Errors
@@ -238,9 +199,7 @@ pub async fn invitation(
     let right = *pdu.kind() == TimelineEventType::RoomMember
         && pdu.event_id() == event_id
         && pdu.sender().server_name() == origin
-        && said.is_some_and(|said| {
-            said.membership == ruma::events::room::member::MembershipState::Invite
-        });
+        && said.is_some_and(|said| said.membership == MembershipState::Invite);
     if right {
         Ok((pdu, object))
     } else {
@@ -250,48 +209,36 @@ pub async fn invitation(
     }
 }
 
-/// A state without its members, but for those that the join needs, and the servers of those who are joined.
+/// Takes the members out of a state, but for those that the join needs; the servers of those who are joined.
 ///
 /// Spec: server-server API, `omit_members` of `send_join` (MSC3706).
-///
-/// # Errors
-/// When the store cannot be read.
-pub fn without_members(
-    app: &App,
-    state: &StateMap,
-    join: &Pdu,
-) -> ApiResult<(Vec<Box<RawValue>>, Vec<String>)> {
-    let named =
-        state.get("m.room.name", "").is_some() || state.get("m.room.canonical_alias", "").is_some();
+pub fn omit_members(state: &mut Vec<Arc<Pdu>>, join: &Pdu) -> Vec<String> {
+    let names = ["m.room.name", "m.room.canonical_alias"];
+    let named = state
+        .iter()
+        .any(|pdu| names.iter().any(|kind| pdu.is_state(kind, "")));
     let mut heroes = if named { 0 } else { HEROES };
-    let mut servers = std::collections::BTreeSet::new();
-    let mut left = Vec::new();
-    for (kind, key, id) in state.iter() {
-        let Some(pdu) = app.store.pdu(id)? else {
-            continue;
-        };
-        if kind == "m.room.member" {
-            let content: Option<members::MemberContent> = pdu.content_as();
-            let joined = content.is_some_and(|content| {
-                content.membership == ruma::events::room::member::MembershipState::Join
-            });
-            if joined && let Ok(user_id) = UserId::parse(key) {
-                servers.insert(user_id.server_name().to_string());
-            }
-            let needed = key == join.sender().as_str() || join.auth_events().contains(id);
-            if !needed {
-                if heroes == 0 {
-                    continue;
-                }
-                heroes -= 1;
-            }
+    let mut servers = BTreeSet::new();
+    state.retain(|pdu| {
+        if *pdu.kind() != TimelineEventType::RoomMember {
+            return true;
         }
-        left.push(
-            RawValue::from_string(pdu.json().to_owned())
-                .map_err(|error| ApiError::internal(&error))?,
-        );
-    }
-    Ok((left, servers.into_iter().collect()))
+        let key = pdu.state_key().unwrap_or_default();
+        let content: Option<members::MemberContent> = pdu.content_as();
+        let joined = content.is_some_and(|content| content.membership == MembershipState::Join);
+        if joined && let Ok(user_id) = UserId::parse(key) {
+            servers.insert(user_id.server_name().to_string());
+        }
+        let id = pdu.event_id();
+        let needed =
+            key == join.sender().as_str() || join.auth_events().iter().any(|auth| auth == id);
+        if needed || heroes == 0 {
+            return needed;
+        }
+        heroes -= 1;
+        true
+    });
+    servers.into_iter().collect()
 }
 
 /// How many members a room without a name is shown by. Spec: client-server API, "Calculating the display name".

@@ -90,7 +90,7 @@ pub async fn change(
     change: Change,
 ) -> ApiResult<Option<OwnedEventId>> {
     let mut turn = app.rooms.turn(app, room_id).await?;
-    if change.to == To::Invite && !app.is_local(&*change.target) {
+    if change.to == To::Invite && !app.is_local(&change.target) {
         return invite_elsewhere(app, turn, caller, change).await.map(Some);
     }
     let mut commit = Commit::new();
@@ -235,7 +235,7 @@ fn prepare(app: &App, turn: &Turn, caller: &Caller, change: Change) -> ApiResult
             );
         }
     }
-    if change.to == To::Invite && app.is_local(&**target) {
+    if change.to == To::Invite && app.is_local(target) {
         crate::invites::check_allowed(app, &caller.user_id, target)?;
     }
     let content =

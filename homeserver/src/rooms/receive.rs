@@ -72,7 +72,7 @@ pub async fn receive(app: &App, origin: &ServerName, raw: Vec<Box<RawValue>>) ->
 /// When the store cannot be read.
 pub fn is_resident(app: &App, view: &RoomView) -> ApiResult<bool> {
     for (user, membership) in &view.head.members {
-        if *membership == Membership::Join && app.is_local(&*app.store.user_id(*user)?) {
+        if *membership == Membership::Join && app.is_local(&app.store.user_id(*user)?) {
             return Ok(true);
         }
     }

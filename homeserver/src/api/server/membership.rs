@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use federation::event::Pdu;
 use http::StatusCode;
 use ruma::{
     RoomVersionId, UserId,
@@ -21,9 +22,10 @@ use crate::{
     http::{Origin, Routes},
     invites,
     rooms::{
-        Turn, hosting,
+        Turn, chains, hosting,
         join::stripped,
         outside::{self, OutsideRow},
+        read::known_room,
         receive::is_resident,
         turn::rules_of,
     },
@@ -71,9 +73,9 @@ async fn make_join(
     origin: Origin,
     request: prepare_join_event::v1::Request,
 ) -> ApiResult<prepare_join_event::v1::Response> {
-    let mut turn = hosting::hosted(&app, &request.room_id, &origin.name).await?;
+    let turn = hosting::hosted(&app, &request.room_id, &origin.name).await?;
     suits(&origin, &request.user_id, &turn, Some(&request.ver))?;
-    let event = hosting::propose(&app, &mut turn, &request.user_id, "join").await?;
+    let event = hosting::propose(&app, &turn, &request.user_id, "join")?;
     let mut response = prepare_join_event::v1::Response::new(event);
     response.room_version = Some(turn.head.version.clone());
     Ok(response)
@@ -91,20 +93,26 @@ async fn send_join(
     let pdu = hosting::submitted(&app, &origin.name, place, "join", &request.pdu, rules).await?;
     let pdu = Arc::new(pdu);
     let before = hosting::admit(&app, &origin.name, &request.room_id, &pdu).await?;
-    let (mut state, chain) = hosting::with_chain(&app, &before, pdu.auth_events())?;
+    let (_, view) = known_room(&app, &request.room_id)?;
+    let mut state = Vec::with_capacity(before.len());
+    for (_, _, event_id) in before.iter() {
+        state.extend(chains::known(&app, &view, event_id)?);
+    }
+    let resting = state.iter().chain([&pdu]).map(|pdu| &**pdu);
+    let chain = chains::auth_chain(&app, &view, resting)?;
     let mut room_state = create_join_event::v2::RoomState::new();
     if request.omit_members {
-        let (left, servers) = hosting::without_members(&app, &before, &pdu)?;
-        state = left;
         room_state.members_omitted = true;
-        room_state.servers_in_room = Some(servers);
+        room_state.servers_in_room = Some(hosting::omit_members(&mut state, &pdu));
     }
-    room_state.state = state;
-    room_state.auth_chain = chain;
-    room_state.event = Some(
-        RawValue::from_string(pdu.json().to_owned()).map_err(|error| ApiError::internal(&error))?,
-    );
+    room_state.state = state.iter().map(|pdu| raw(pdu)).collect::<ApiResult<_>>()?;
+    room_state.auth_chain = chain.iter().map(|pdu| raw(pdu)).collect::<ApiResult<_>>()?;
+    room_state.event = Some(raw(&pdu)?);
     Ok(create_join_event::v2::Response::new(room_state))
+}
+
+fn raw(pdu: &Pdu) -> ApiResult<Box<RawValue>> {
+    RawValue::from_string(pdu.json().to_owned()).map_err(|error| ApiError::internal(&error))
 }
 
 async fn make_knock(
@@ -112,9 +120,9 @@ async fn make_knock(
     origin: Origin,
     request: prepare_knock_event::v1::Request,
 ) -> ApiResult<prepare_knock_event::v1::Response> {
-    let mut turn = hosting::hosted(&app, &request.room_id, &origin.name).await?;
+    let turn = hosting::hosted(&app, &request.room_id, &origin.name).await?;
     suits(&origin, &request.user_id, &turn, Some(&request.ver))?;
-    let event = hosting::propose(&app, &mut turn, &request.user_id, "knock").await?;
+    let event = hosting::propose(&app, &turn, &request.user_id, "knock")?;
     let version = turn.head.version.clone();
     Ok(prepare_knock_event::v1::Response::new(version, event))
 }
@@ -141,9 +149,9 @@ async fn make_leave(
     origin: Origin,
     request: prepare_leave_event::v1::Request,
 ) -> ApiResult<prepare_leave_event::v1::Response> {
-    let mut turn = hosting::hosted(&app, &request.room_id, &origin.name).await?;
+    let turn = hosting::hosted(&app, &request.room_id, &origin.name).await?;
     suits(&origin, &request.user_id, &turn, None)?;
-    let event = hosting::propose(&app, &mut turn, &request.user_id, "leave").await?;
+    let event = hosting::propose(&app, &turn, &request.user_id, "leave")?;
     let version = Some(turn.head.version.clone());
     Ok(prepare_leave_event::v1::Response::new(version, event))
 }
@@ -173,7 +181,7 @@ async fn invite(
     let (pdu, mut object) =
         hosting::invitation(&app, &origin.name, place, version, &request.event).await?;
     let target = pdu.state_key().and_then(|key| UserId::parse(key).ok());
-    let target = target.filter(|target| app.is_local(&**target));
+    let target = target.filter(|target| app.is_local(target));
     let target =
         target.ok_or_else(|| ApiError::invalid_param("the user is not one of this server"))?;
     let user = app.store.find_user(&target)?;
