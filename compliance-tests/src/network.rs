@@ -70,6 +70,11 @@ impl Network {
         World::of_network(self.link(name), change).await
     }
 
+    /// The same with rows on disk, so that it can be [restarted](World::restart).
+    pub async fn server_on_disk(&self, name: &str, change: impl FnOnce(&mut Config)) -> World {
+        World::of_network_on_disk(self.link(name), change).await
+    }
+
     /// A server that does and says only what the test tells it to.
     pub fn stranger(&self, name: &str) -> Stranger {
         Stranger::new(self.clone(), name)
@@ -192,6 +197,10 @@ impl Link {
 
     pub(crate) fn serve(&self, router: Router) {
         self.network.serve(&self.name, router);
+    }
+
+    pub(crate) fn unserve(&self) {
+        self.network.remove(self.name.as_str());
     }
 }
 

@@ -52,6 +52,14 @@ fn engine_on_disk() -> Engine {
     }
 }
 
+/// `change`, for a server that federates.
+fn federating(change: impl FnOnce(&mut Config)) -> impl FnOnce(&mut Config) {
+    |config| {
+        config.federation.enabled = true;
+        change(config);
+    }
+}
+
 /// A server that lives in this process and nowhere else.
 #[derive(Debug)]
 pub struct World {
@@ -81,11 +89,16 @@ impl World {
     /// A server of a network, with its name, that federates.
     pub(crate) async fn of_network(link: Arc<Link>, change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let change = |config: &mut Config| {
-            config.federation.enabled = true;
-            change(config);
-        };
-        Self::start(directory, engine(), link, change).await
+        Self::start(directory, engine(), link, federating(change)).await
+    }
+
+    /// The same with rows on disk.
+    pub(crate) async fn of_network_on_disk(
+        link: Arc<Link>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self::start(directory, engine_on_disk(), link, federating(change)).await
     }
 
     /// The same with rows on disk, so that it can be [restarted](Self::restart).
@@ -103,17 +116,25 @@ impl World {
         .await
     }
 
-    /// Stops the server and starts it on the same rows.
+    /// Stops the server and starts it on the same rows. Its configuration is the usual one with `change`; in a network
+    /// it federates.
     ///
     /// # Panics
     /// When the server does not start.
     pub async fn restart(self, change: impl FnOnce(&mut Config)) -> Self {
+        let federates = self.server.app.config.federation.enabled;
+        let change = |config: &mut Config| {
+            config.federation.enabled = federates;
+            change(config);
+        };
         let Self {
             server,
             directory,
             link,
             ..
         } = self;
+        // The network must not hold on to what is about to be opened again.
+        link.unserve();
         server.stop().await;
         Self::start(directory, engine_on_disk(), link, change).await
     }

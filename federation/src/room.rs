@@ -3,6 +3,7 @@
 pub mod acl;
 pub mod auth;
 mod power;
+pub mod resolve;
 mod state;
 pub mod visibility;
 

@@ -5,6 +5,7 @@
 //!
 //! Spec: server-server API, "Server discovery", "Authentication".
 
+pub mod edus;
 mod flights;
 pub mod keys;
 pub mod origin;

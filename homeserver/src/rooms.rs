@@ -3,14 +3,21 @@
 //! To change a room, take its [`Turn`], append events, finish. What follows from a change is a
 //! reader of the log, never one more call in here.
 
+pub mod accept;
 pub mod acl;
 pub mod aliases;
 pub mod chains;
 pub mod create;
 pub mod directory;
+pub mod foreign;
+mod gap;
+pub mod hosting;
+pub mod join;
 pub mod members;
 pub mod outline;
+pub mod outside;
 pub mod read;
+pub mod receive;
 pub mod relations;
 pub mod rules;
 pub mod send;

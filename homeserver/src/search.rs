@@ -38,6 +38,10 @@ const LOG_ENTRIES_MAX: usize = 64;
 /// How long a search waits for what was said before it to be indexed.
 const BEHIND_MAX: Duration = Duration::from_secs(2);
 
+/// How long the index lets messages gather before it takes them in, unless somebody searches: an index entry for
+/// each message by itself would cost one more flush each.
+const GATHER: Duration = Duration::from_millis(500);
+
 /// How long after a failure of the store the index is taken up again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -49,6 +53,8 @@ const ROWS_MAX: usize = 100_000;
 pub struct Search {
     indexed: std::sync::atomic::AtomicU64,
     grew: Notify,
+    /// Somebody waits for the index.
+    wanted: Notify,
 }
 
 /// The part of an event's content that is searched, and what it says. Spec: `keys` of a search.
@@ -133,6 +139,7 @@ pub async fn index(app: App) {
                 app.search.grew.notify_waiters();
                 if position >= app.store.published() {
                     grew.await;
+                    drop(tokio::time::timeout(GATHER, app.search.wanted.notified()).await);
                 }
             }
             Err(error) => {
@@ -209,6 +216,8 @@ impl Search {
                 if self.indexed.load(std::sync::atomic::Ordering::Acquire) >= position {
                     return;
                 }
+                // Kept until the index looks, which may not wait yet.
+                self.wanted.notify_one();
                 grew.await;
             }
         };

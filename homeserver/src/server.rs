@@ -18,6 +18,7 @@ use crate::{
     api::{
         client::{shared_secret::Nonces, uia::UiaSessions},
         operations::Health,
+        server::transaction::Transactions,
     },
     appservices::{self, Appservices, load::RegistrationError},
     config::Config,
@@ -65,6 +66,8 @@ pub struct Parts {
     pub accounts: Accounts,
     /// Who runs beside the server.
     pub appservices: Appservices,
+    /// The last transaction of each other server.
+    pub transactions: Transactions,
     /// Open sessions of user-interactive authentication.
     pub uia: UiaSessions,
     /// What other servers answered lately.
@@ -191,6 +194,7 @@ impl Server {
         let app = App(Arc::new(Parts {
             accounts: Accounts::new(store.clone()),
             appservices: Appservices::new(registrations, to_services),
+            transactions: Transactions::default(),
             uia: UiaSessions::default(),
             asked: crate::asked::Asked::default(),
             limits: Limits::default(),

@@ -155,7 +155,10 @@ fn replaces(
         return Ok(false);
     }
     let create = view.head.state.get("m.room.create", "");
-    let create = create.map(|id| app.store.event(id)).transpose()?.flatten();
+    let create = create
+        .map(|id| app.store.state_event(id))
+        .transpose()?
+        .flatten();
     if create.is_some_and(|create| create.pdu.sender() == user_id) {
         return Ok(true);
     }

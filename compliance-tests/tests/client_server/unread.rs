@@ -201,6 +201,49 @@ async fn a_mention_stands_out_by_the_way_its_sender_chose() {
     );
 }
 
+#[tokio::test] // What the server's rules say is found once for all whom an event does not name.
+async fn a_mention_of_one_stands_out_to_nobody_else() {
+    let world = World::new().await;
+    let alice = world.register("alice").await;
+    let room = alice.public_room().await;
+    let names = [
+        ("carol", ""),
+        ("dave", "Käthe Σίσυφος"),
+        ("erin", "Er\"in"),
+        ("frank", "F*k"),
+        ("grace", "GRACE Hopper"),
+    ];
+    let mut others = Vec::new();
+    for (user, name) in names {
+        let client = world.register(user).await;
+        if !name.is_empty() {
+            let path = format!("/v3/profile/{}/displayname", segment(&client.user_id));
+            client.put(&path, json!({ "displayname": name })).await.ok();
+        }
+        client.join(&room).await.ok();
+        others.push(client);
+    }
+    let mut expected = vec![(0, 0); others.len()];
+    let named: [(&str, &[usize]); 8] = [
+        ("nobody at all", &[]),
+        ("hey CAROL!", &[0]),
+        ("KÄTHE ΣΊΣΥΦΟΣ, carolina", &[1]),
+        ("so said er\"in", &[2]),
+        ("fork", &[3]),
+        ("dear Grace hopper", &[4]),
+        ("grace, carol: dave", &[0, 1, 4]),
+        ("@room", &[0, 1, 2, 3, 4]),
+    ];
+    for (text, to) in named {
+        alice.say(&room, text).await;
+        for (at, client) in others.iter().enumerate() {
+            expected[at].0 += 1;
+            expected[at].1 += u64::from(to.contains(&at));
+            assert_eq!(counts(client, &room).await, expected[at], "{text} to {at}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn rules_decide_what_counts_and_a_muted_room_counts_nothing() {
     let world = World::new().await;

@@ -8,6 +8,7 @@
 
 mod devices;
 mod directory;
+mod joining;
 mod keys;
 mod media;
 mod profiles;

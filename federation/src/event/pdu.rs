@@ -51,7 +51,7 @@ pub enum Malformed {
 ///
 /// `json` is the canonical JSON that was hashed and signed, without `unsigned` and without
 /// `event_id`; the parsed fields are read-only views of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pdu {
     event_id: OwnedEventId,
     room_id: OwnedRoomId,
@@ -182,6 +182,15 @@ impl Pdu {
     pub fn redacted(&self, rules: &RoomVersionRules) -> Result<Self, Malformed> {
         let json = redacted_json(&self.json, &rules.redaction)?;
         Self::from_stored(self.event_id.clone(), json, rules, self.rejected)
+    }
+
+    /// The same event, marked as one that failed checks 4 or 5.
+    #[must_use]
+    pub fn as_rejected(&self) -> Self {
+        Self {
+            rejected: true,
+            ..self.clone()
+        }
     }
 
     /// The event's ID, computed from its reference hash.

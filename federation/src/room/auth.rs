@@ -31,6 +31,43 @@ impl From<String> for AuthRejection {
     }
 }
 
+/// What the checks on receipt say of an event.
+///
+/// Spec: server-server API, "Checks performed on receipt of a PDU", "Rejection", "Soft failure".
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is part of the room.
+    Accepted,
+    /// It is not shown and nothing is built upon it, but it takes part in state resolution.
+    SoftFailed(AuthRejection),
+    /// It is never shown and does not change the state.
+    Rejected(AuthRejection),
+}
+
+/// Checks 4 to 6: by its auth events, by the state before it, by the current state.
+///
+/// `fetch_event` gives any known event of the room.
+pub fn judge(
+    pdu: &Pdu,
+    rules: &AuthorizationRules,
+    before: &StateMap,
+    current: &StateMap,
+    fetch_event: impl Fn(&EventId) -> Option<Arc<Pdu>>,
+) -> Verdict {
+    if let Err(rejection) = allowed_by_auth_events(pdu, rules, &fetch_event) {
+        return Verdict::Rejected(rejection);
+    }
+    let by = |state: &StateMap| {
+        let entry = |kind: &str, key: &str| state.get(kind, key).and_then(|id| fetch_event(id));
+        allowed_by_state(pdu, rules, entry)
+    };
+    match (by(before), by(current)) {
+        (Err(rejection), _) => Verdict::Rejected(rejection),
+        (Ok(()), Err(rejection)) => Verdict::SoftFailed(rejection),
+        (Ok(()), Ok(())) => Verdict::Accepted,
+    }
+}
+
 /// The state events that a draft must name as its `auth_events`.
 ///
 /// The create event is left out where the room version implies it.

@@ -5,9 +5,11 @@ mod directory;
 mod history;
 mod keys;
 mod media;
+mod membership;
 mod openid;
 mod profiles;
 mod spaces;
+pub mod transaction;
 
 use crate::http::Routes;
 
@@ -18,7 +20,9 @@ pub fn routes(routes: &mut Routes) {
     history::routes(routes);
     keys::routes(routes);
     media::routes(routes);
+    membership::routes(routes);
     openid::routes(routes);
     profiles::routes(routes);
     spaces::routes(routes);
+    transaction::routes(routes);
 }

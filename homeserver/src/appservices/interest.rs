@@ -198,7 +198,7 @@ impl Interest {
             if !self.is_own(app, &user_id) {
                 continue;
             }
-            let event = app.store.event(event_id)?;
+            let event = app.store.state_event(event_id)?;
             let content: Option<MemberContent> = event.and_then(|event| event.pdu.content_as());
             let is_joined = content
                 .is_some_and(|content| Membership::of(&content.membership) == Membership::Join);

@@ -12,6 +12,7 @@ mod verify;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use federation::wire::{
@@ -44,6 +45,9 @@ const FAILED_MS_MAX: u64 = 60 * 60 * 1_000;
 
 /// How many servers are remembered that did not answer.
 const FAILURES_MAX: usize = 10_000;
+
+/// How long somebody who asks for the keys of others waits for those others.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(15);
 
 const ROWS: Table<Row> = Table::new(Keyspace::SERVER_KEY);
 
@@ -146,23 +150,31 @@ impl Keys {
         Some(key.1.to_vec())
     }
 
-    /// The last answer of `server`, if possible one that counts until `until_ms` by its own word and has these keys.
+    /// Sees to it that answers are known that others need, as far as they can be had in [`REFRESH_TIMEOUT`].
+    pub async fn refresh(&self, app: &App, needs: &BTreeMap<OwnedServerName, Need>) {
+        let obtained = self.obtain(app, needs, Hurry::Perhaps);
+        if tokio::time::timeout(REFRESH_TIMEOUT, obtained)
+            .await
+            .is_err()
+        {
+            tracing::debug!("some servers were too slow to tell their keys");
+        }
+    }
+
+    /// The last answer of `server` about its keys, as it came.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn published(
+    pub fn published(
         &self,
         app: &App,
-        needs: &BTreeMap<OwnedServerName, Need>,
-    ) -> Result<Vec<CanonicalJsonObject>, StoreError> {
-        self.obtain(app, needs, Hurry::Perhaps).await;
-        let mut answers = Vec::new();
-        for server in needs.keys() {
-            if let Some(row) = app.store.get(ROWS, key(server))? {
-                answers.push(row.answer);
-            }
+        server: &ServerName,
+    ) -> Result<Option<CanonicalJsonObject>, StoreError> {
+        if server.as_str().len() > SERVER_NAME_BYTES_MAX {
+            return Ok(None);
         }
-        Ok(answers)
+        let row = app.store.get(ROWS, key(server))?;
+        Ok(row.map(|row| row.answer))
     }
 
     /// What is known of the keys of `server` without asking anybody.

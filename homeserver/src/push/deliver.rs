@@ -224,8 +224,10 @@ impl Reader {
             }
             let wishes = wishes(&app, user, &user_id)?;
             let judge = Judge::of(&app, &view, user, &user_id, wishes)?;
-            let actions = judge.actions(event);
-            if actions.is_empty() || !entitled(&app, user, event)? {
+            let Some(actions) = judge.actions(event) else {
+                continue;
+            };
+            if !entitled(&app, user, event)? {
                 continue;
             }
             for row in pushers::to_tell(&app, user)? {

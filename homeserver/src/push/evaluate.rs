@@ -5,11 +5,11 @@
 //! counts are made when they are asked for, not when the event was sent.
 //! Spec: client-server API, "Push Rules: Conditions".
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use federation::room::Powers;
 use futures_util::FutureExt as _;
-use quick_cache::sync::Cache;
+use quick_cache::{Weighter, sync::Cache};
 use ruma::{
     OwnedEventId, OwnedUserId, UInt, UserId,
     events::{
@@ -19,7 +19,10 @@ use ruma::{
             power_levels::{RoomPowerLevels, RoomPowerLevelsEventContent, RoomPowerLevelsSource},
         },
     },
-    push::{Action, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
+    push::{
+        Action, AnyPushRuleRef, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx,
+        Ruleset,
+    },
     serde::Raw,
 };
 use serde_json::value::RawValue;
@@ -47,11 +50,19 @@ const EVENTS_CACHED_MAX: usize = 1_024;
 /// How many rooms' power levels stay in memory in the form in which they are compared.
 const POWERS_CACHED_MAX: usize = 512;
 
+/// How much memory what the server's rules say of events may use, in bytes.
+const COMMON_BYTES_MAX: u64 = 4 << 20;
+
+/// The longest text of an event in which a name is looked for, in bytes; in a longer one, anybody may be named.
+const TEXT_BYTES_MAX: usize = 8 << 10;
+
 /// What is kept for the next user who asks of the same event.
 #[derive(Debug)]
 pub struct Evaluating {
     wishes: Cache<UserNum, Arc<Wishes>>,
     events: Cache<(RoomNum, i64), Arc<FlattenedJson>>,
+    common: Cache<(RoomNum, i64), Arc<Common>, WeighCommon>,
+    nobody: OnceLock<(OwnedUserId, Ruleset)>,
     powers: Cache<(RoomNum, Option<OwnedEventId>), Arc<PushConditionPowerLevelsCtx>>,
 }
 
@@ -60,8 +71,33 @@ impl Default for Evaluating {
         Self {
             wishes: Cache::new(RULES_CACHED_MAX),
             events: Cache::new(EVENTS_CACHED_MAX),
+            common: Cache::with_weighter(16_384, COMMON_BYTES_MAX, WeighCommon),
+            nobody: OnceLock::new(),
             powers: Cache::new(POWERS_CACHED_MAX),
         }
+    }
+}
+
+/// What the server's own rules say of an event to everybody who is not named in it.
+///
+/// Most users never changed a rule, and most events name few: so one evaluation serves nearly all of them.
+#[derive(Debug)]
+struct Common {
+    /// For this number of members,
+    joined: UInt,
+    /// and by these power levels.
+    levels: Option<OwnedEventId>,
+    actions: Option<Arc<[Action]>>,
+    /// What may name somebody, in lower case; `None` if it is too long to look through.
+    text: Option<Box<str>>,
+}
+
+#[derive(Clone, Debug)]
+struct WeighCommon;
+
+impl Weighter<(RoomNum, i64), Arc<Common>> for WeighCommon {
+    fn weight(&self, _: &(RoomNum, i64), common: &Arc<Common>) -> u64 {
+        256 + common.text.as_ref().map_or(0, |text| text.len()) as u64
     }
 }
 
@@ -103,6 +139,10 @@ pub struct Judge<'a> {
     app: &'a App,
     wishes: Arc<Wishes>,
     context: PushConditionRoomCtx,
+    levels: Option<OwnedEventId>,
+    /// By what an event may name the user, in lower case; `None` if that cannot be looked for, or if the
+    /// user has rules of their own.
+    names: Option<Vec<String>>,
 }
 
 impl<'a> Judge<'a> {
@@ -128,6 +168,10 @@ impl<'a> Judge<'a> {
                 name.unwrap_or_default().to_owned()
             }
         };
+        let names = [user_id.localpart(), &*name];
+        let plain = wishes.version.0 == 0 && names.iter().all(|name| can_be_looked_for(name));
+        let names = names.iter().filter(|name| !name.is_empty());
+        let names = plain.then(|| names.map(|name| name.to_lowercase()).collect());
         let context = PushConditionRoomCtx::new(
             view.room_id.clone(),
             UInt::new_saturating(view.head.joined_count),
@@ -142,14 +186,16 @@ impl<'a> Judge<'a> {
             app,
             wishes,
             context,
+            levels: state.get("m.room.power_levels", "").cloned(),
+            names,
         })
     }
 
-    /// What shall happen because of an event; nothing if the user is not to be told of it.
+    /// What shall happen because of an event; `None` if the user is not to be told of it.
     ///
     /// Nobody is told of what they sent themselves, of what was redacted, or of what those say whom
     /// they ignore.
-    pub fn actions(&self, event: &TimelineEvent) -> &[Action] {
+    pub fn actions(&self, event: &TimelineEvent) -> Option<Arc<[Action]>> {
         let pdu = &event.pdu;
         if *pdu.sender() == self.context.user_id
             || event.redacted_by.is_some()
@@ -159,24 +205,57 @@ impl<'a> Judge<'a> {
                 .iter()
                 .any(|user_id| user_id == pdu.sender())
         {
-            return &[];
+            return None;
         }
         if self.is_ignored_invite(event).unwrap_or(false) {
-            return &[];
+            return None;
         }
-        let Some(flat) = flat(self.app, event) else {
-            return &[];
-        };
-        for rule in &self.wishes.rules {
-            // Ready at once: only conditions that are not compiled in wait for anything.
-            let applies = rule.applies(&flat, &self.context).now_or_never();
-            if applies == Some(true) {
-                let actions = rule.actions();
-                let notify = actions.iter().any(Action::should_notify);
-                return if notify { actions } else { &[] };
+        if let Some(names) = &self.names {
+            let common = self.common(event)?;
+            let text = common.text.as_deref();
+            if text.is_some_and(|text| !names.iter().any(|name| text.contains(name))) {
+                return common.actions.clone();
             }
         }
-        &[]
+        applied(&self.wishes.rules, &*flat(self.app, event)?, &self.context)
+    }
+
+    /// What the server's own rules say to whoever is not named in an event.
+    fn common(&self, event: &TimelineEvent) -> Option<Arc<Common>> {
+        let (key, evaluating) = ((event.room, event.order), &self.app.push.evaluating);
+        let joined = self.context.member_count;
+        let cached = evaluating.common.get(&key);
+        if let Some(common) = cached
+            && common.joined == joined
+            && common.levels == self.levels
+        {
+            return Some(common);
+        }
+        let (nobody, rules) = evaluating.nobody.get_or_init(|| {
+            // A name that nobody can guess, so nobody can name it.
+            let name = format!("@{}:{}", self.app.entropy.text(20), self.app.server_name());
+            let nobody = OwnedUserId::try_from(name.to_lowercase())
+                .expect("letters, digits and the name of a server make a user ID");
+            let rules = rules::defaults(&nobody);
+            (nobody, rules)
+        });
+        let mut context = self.context.clone();
+        context.user_id.clone_from(nobody);
+        context.user_display_name.clear();
+        let pdu = &event.pdu;
+        let text = pdu.content().get();
+        let text = (text.len() <= TEXT_BYTES_MAX).then(|| {
+            let named = format!("{text}\n{}", pdu.state_key().unwrap_or_default());
+            named.to_lowercase().into_boxed_str()
+        });
+        let common = Arc::new(Common {
+            joined,
+            levels: self.levels.clone(),
+            actions: applied(rules, &*flat(self.app, event)?, &context),
+            text,
+        });
+        evaluating.common.insert(key, common.clone());
+        Some(common)
     }
 
     /// Whether an event is an invite of the user, by one whose invites they are not shown.
@@ -193,6 +272,28 @@ impl<'a> Judge<'a> {
             None => Ok(false),
         }
     }
+}
+
+/// The actions of the first rule that applies, if they tell anybody of anything.
+fn applied(
+    rules: &Ruleset,
+    flat: &FlattenedJson,
+    context: &PushConditionRoomCtx,
+) -> Option<Arc<[Action]>> {
+    // Ready at once: only conditions that are not compiled in wait for anything.
+    let applies =
+        |rule: &AnyPushRuleRef<'_>| rule.applies(flat, context).now_or_never() == Some(true);
+    let actions = rules.iter().find(applies)?.actions();
+    let notify = actions.iter().any(Action::should_notify);
+    notify.then(|| actions.into())
+}
+
+/// Whether a name, in lower case, is part of every event that names it as push rules have it.
+///
+/// Not if it stands otherwise in JSON, is a pattern, or has a sigma, whose lower case depends on what follows.
+fn can_be_looked_for(name: &str) -> bool {
+    let is_odd = |c: char| c.is_control() || matches!(c, '"' | '\\' | '*' | '?' | 'Σ' | 'σ' | 'ς');
+    !name.contains(is_odd)
 }
 
 fn flat(app: &App, event: &TimelineEvent) -> Option<Arc<FlattenedJson>> {
@@ -215,7 +316,10 @@ fn powers(app: &App, view: &RoomView) -> ApiResult<Option<Arc<PushConditionPower
         return Ok(Some(powers));
     }
     let create = state.get("m.room.create", "");
-    let create = create.map(|id| app.store.event(id)).transpose()?.flatten();
+    let create = create
+        .map(|id| app.store.state_event(id))
+        .transpose()?
+        .flatten();
     let Some(create) = create else {
         return Ok(None);
     };
@@ -223,7 +327,10 @@ fn powers(app: &App, view: &RoomView) -> ApiResult<Option<Arc<PushConditionPower
     let creators = Powers::new(rules, create.pdu.clone(), None)
         .creators()
         .to_vec();
-    let levels = levels.map(|id| app.store.event(&id)).transpose()?.flatten();
+    let levels = levels
+        .map(|id| app.store.state_event(&id))
+        .transpose()?
+        .flatten();
     let levels: Option<RoomPowerLevelsEventContent> =
         levels.and_then(|event| event.pdu.content_as());
     let source = levels.map_or(RoomPowerLevelsSource::None, RoomPowerLevelsSource::Original);

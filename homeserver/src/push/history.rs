@@ -174,8 +174,10 @@ impl Room<'_> {
         format: &Format<'_>,
         highlight: bool,
     ) -> ApiResult<Option<Value>> {
-        let actions = self.judge.actions(&event);
-        if actions.is_empty() || (highlight && !actions.iter().any(Action::is_highlight)) {
+        let Some(actions) = self.judge.actions(&event) else {
+            return Ok(None);
+        };
+        if highlight && !actions.iter().any(Action::is_highlight) {
             return Ok(None);
         }
         let thread = thread_of(&app.store, &event)?;
@@ -185,7 +187,7 @@ impl Room<'_> {
             return Ok(None);
         };
         Ok(Some(json!({
-            "actions": actions,
+            "actions": &*actions,
             "event": client_event(app, &self.sight, &seen, format)?,
             "read": read,
             "room_id": self.sight.view.room_id,

@@ -22,7 +22,6 @@ use serde::{Deserialize, Serialize};
 use store::{
     Commit, Store, StoreError,
     keys::{Keyspace, Packed, Position, RoomNum, Table, UserNum},
-    kv::Direction,
     rooms::{Membership, MembershipRow, RoomView, TimelineEvent},
 };
 
@@ -92,13 +91,14 @@ impl Unread {
 /// The root of a thread; `None` for what is in none.
 type Thread = Option<OwnedEventId>;
 
-/// An event that its user wants to know of.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// An event that its user wants to know of. There are many, so they are small: its thread stands in
+/// [`Found::threads`].
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Counted {
     #[serde(rename = "o")]
     order: i64,
-    #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
-    thread: Thread,
+    #[serde(rename = "t", default, skip_serializing_if = "std::ops::Not::not")]
+    in_thread: bool,
     #[serde(rename = "h", default, skip_serializing_if = "std::ops::Not::not")]
     highlight: bool,
     #[serde(rename = "c", default, skip_serializing_if = "std::ops::Not::not")]
@@ -114,7 +114,10 @@ struct Found {
     joined_at: Position,
     upto: Position,
     /// Oldest first.
+    #[serde(rename = "events", default)]
     counted: Vec<Counted>,
+    /// The thread of each of them that is in one, by its order. A row without is from before there were.
+    threads: BTreeMap<i64, OwnedEventId>,
     /// The newest message of the user's own in each thread.
     own: Vec<(Thread, i64)>,
     /// How many events were evaluated since it was last written down.
@@ -127,12 +130,8 @@ struct Weigh;
 
 impl Weighter<(UserNum, RoomNum), Arc<Found>> for Weigh {
     fn weight(&self, _: &(UserNum, RoomNum), found: &Arc<Found>) -> u64 {
-        let threaded = found
-            .counted
-            .iter()
-            .filter(|one| one.thread.is_some())
-            .count();
-        128 + 40 * found.counted.len() as u64 + 64 * (threaded + found.own.len()) as u64
+        let threaded = found.threads.len() + found.own.len();
+        192 + 16 * found.counted.len() as u64 + 80 * threaded as u64
     }
 }
 
@@ -281,11 +280,15 @@ pub fn of(
     }
     let mut unread = Unread::default();
     for one in &found.counted {
-        if one.order > order(until) || floors.cover(&one.thread, one.order) {
+        let thread = one
+            .in_thread
+            .then(|| found.threads.get(&one.order).cloned());
+        let thread = thread.flatten();
+        if one.order > order(until) || floors.cover(&thread, one.order) {
             continue;
         }
-        let counts = match &one.thread {
-            Some(root) => unread.threads.entry(root.clone()).or_default(),
+        let counts = match thread {
+            Some(root) => unread.threads.entry(root).or_default(),
             None => &mut unread.main,
         };
         counts.notify += 1;
@@ -317,11 +320,7 @@ impl Looking<'_> {
         let place = (self.user, self.view.room);
         let old = match counting.found.get(&place) {
             Some(found) => Some(found),
-            None => self
-                .app
-                .store
-                .get(UNREAD, key(self.user, self.view.room))?
-                .map(Arc::new),
+            None => self.written()?.map(Arc::new),
         };
         let fits =
             |old: &Arc<Found>| old.version == wishes.version && old.joined_at == self.joined_at;
@@ -340,14 +339,19 @@ impl Looking<'_> {
             joined_at: self.joined_at,
             upto: until,
             counted: new.counted,
+            threads: new.threads,
             own: new.own,
             unwritten: new.walked,
         };
         if let Some(old) = old.filter(|_| new.walked < WALK_EVENTS_MAX) {
             let still = old.counted.iter().filter(|one| one.order > self.read);
-            let mut counted: Vec<_> = still.cloned().collect();
+            let mut counted: Vec<_> = still.copied().collect();
             counted.append(&mut found.counted);
             found.counted = counted;
+            let still = old.threads.iter().filter(|(order, _)| **order > self.read);
+            found
+                .threads
+                .extend(still.map(|(order, root)| (*order, root.clone())));
             for (thread, order) in &old.own {
                 if *order > self.read && !found.own.iter().any(|(known, _)| known == thread) {
                     found.own.push((thread.clone(), *order));
@@ -362,7 +366,9 @@ impl Looking<'_> {
             }
         }
         let surplus = found.counted.len().saturating_sub(COUNTED_MAX);
-        found.counted.drain(..surplus);
+        for gone in found.counted.drain(..surplus) {
+            found.threads.remove(&gone.order);
+        }
         let surplus = found.own.len().saturating_sub(COUNTED_MAX);
         found.own.truncate(found.own.len() - surplus);
         let worth = found.unwritten >= WORTH_EVENTS;
@@ -380,24 +386,21 @@ impl Looking<'_> {
         Ok(found)
     }
 
+    /// What was written down; nothing if it was by a version that wrote otherwise.
+    fn written(&self) -> ApiResult<Option<Found>> {
+        let row = self.app.store.get_raw(key(self.user, self.view.room))?;
+        Ok(row.and_then(|row| serde_json::from_slice(&row).ok()))
+    }
+
     /// Evaluates the newest events in `lower < order <= upper`.
     fn walk(&self, judge: &Judge<'_>, lower: i64, upper: i64) -> ApiResult<Walk> {
         let mut walk = Walk::default();
         let store = &self.app.store;
-        let tail = u64::try_from(lower)
-            .ok()
-            .and_then(|lower| self.view.tail_since(lower));
-        if let Some(tail) = tail {
-            for event in tail.iter().rev().filter(|event| event.order <= upper) {
-                walk.take(store, judge, self.user_id, event)?;
-            }
-        } else {
-            let orders = (Bound::Excluded(lower), Bound::Included(upper));
-            store.walk_timeline(self.view.room, orders, Direction::Descending, |event| {
-                walk.take(store, judge, self.user_id, &event)?;
-                Ok(walk.walked < WALK_EVENTS_MAX)
-            })?;
-        }
+        let orders = (Bound::Excluded(lower), Bound::Included(upper));
+        self.view.walk_back(store, orders, |event| {
+            walk.take(store, judge, self.user_id, &event)?;
+            Ok(walk.walked < WALK_EVENTS_MAX)
+        })?;
         walk.counted.reverse();
         Ok(walk)
     }
@@ -407,6 +410,7 @@ impl Looking<'_> {
 #[derive(Debug, Default)]
 struct Walk {
     counted: Vec<Counted>,
+    threads: BTreeMap<i64, OwnedEventId>,
     own: Vec<(Thread, i64)>,
     redacted: Vec<OwnedEventId>,
     walked: usize,
@@ -435,14 +439,15 @@ impl Walk {
             }
             return Ok(());
         }
-        let actions = judge.actions(event);
-        if !actions.is_empty() {
+        if let Some(actions) = judge.actions(event) {
+            let thread = thread_of(store, event)?;
             self.counted.push(Counted {
                 order: event.order,
-                thread: thread_of(store, event)?,
+                in_thread: thread.is_some(),
                 highlight: actions.iter().any(Action::is_highlight),
                 call: *pdu.kind() == TimelineEventType::CallInvite,
             });
+            self.threads.extend(thread.map(|root| (event.order, root)));
         }
         Ok(())
     }

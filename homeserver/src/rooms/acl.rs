@@ -14,7 +14,6 @@ pub fn allows(app: &App, room: RoomNum, server: &ServerName) -> ApiResult<bool> 
         return Ok(true);
     };
     let acl = view.head.state.get("m.room.server_acl", "");
-    let acl = acl.map(|id| app.store.event(id)).transpose()?.flatten();
-    let acl = acl.map(|event| event.pdu.clone());
+    let acl = acl.map(|id| app.store.pdu(id)).transpose()?.flatten();
     Ok(federation::room::acl::allows(acl.as_deref(), server))
 }

@@ -142,7 +142,11 @@ pub async fn create(app: &App, caller: &Caller, mut room: NewRoom) -> ApiResult<
         )
         .await?;
     }
-    for user_id in std::mem::take(&mut room.invite) {
+    let invited = std::mem::take(&mut room.invite);
+    let (here, elsewhere): (Vec<_>, Vec<_>) = invited
+        .into_iter()
+        .partition(|user_id| app.is_local(&**user_id));
+    for user_id in here {
         let mut invite = Change::plain(user_id, To::Invite);
         if room.is_direct {
             invite.extra.insert("is_direct".to_owned(), true.into());
@@ -157,6 +161,14 @@ pub async fn create(app: &App, caller: &Caller, mut room: NewRoom) -> ApiResult<
         super::aliases::publish(&mut commit, turn.room);
     }
     turn.finish(commit).await?.flushed().await?;
+    // Their servers are asked only now: there is a room to be in.
+    for user_id in elsewhere {
+        let mut invite = Change::plain(user_id, To::Invite);
+        if room.is_direct {
+            invite.extra.insert("is_direct".to_owned(), true.into());
+        }
+        members::change(app, caller, &room_id, invite).await?;
+    }
     Ok(room_id)
 }
 

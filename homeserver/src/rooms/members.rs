@@ -4,20 +4,22 @@
 
 use std::collections::BTreeSet;
 
-use federation::event::Draft;
+use federation::{event::Draft, room::auth::Verdict};
 use ruma::{
     OwnedEventId, OwnedUserId, RoomId, UserId,
+    api::federation::membership::{RawStrippedState, create_invite},
     events::room::member::MembershipState,
     room::{AllowRule, JoinRule},
 };
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 use store::{Commit, keys::UserNum, rooms::Membership};
 
-use super::{Turn, turn::Append};
+use super::{Turn, accept::Outcome, turn::Append};
 use crate::{
     error::{ApiError, ApiResult},
     http::Caller,
+    peers,
     server::App,
 };
 
@@ -88,12 +90,73 @@ pub async fn change(
     change: Change,
 ) -> ApiResult<Option<OwnedEventId>> {
     let mut turn = app.rooms.turn(app, room_id).await?;
+    if change.to == To::Invite && !app.is_local(&*change.target) {
+        return invite_elsewhere(app, turn, caller, change).await.map(Some);
+    }
     let mut commit = Commit::new();
     let Some(event_id) = append(app, &mut turn, &mut commit, caller, change).await? else {
         return Ok(None);
     };
     turn.finish(commit).await?.flushed().await?;
     Ok(Some(event_id))
+}
+
+/// Invites a user of another server, which has to sign the invite before anybody else sees it.
+///
+/// Spec: server-server API, "Inviting to a room".
+async fn invite_elsewhere(
+    app: &App,
+    turn: Turn,
+    caller: &Caller,
+    change: Change,
+) -> ApiResult<OwnedEventId> {
+    let server = change.target.server_name().to_owned();
+    let invite = prepare(app, &turn, caller, change)?;
+    let invite = invite.ok_or_else(|| ApiError::unknown("the user is invited already"))?;
+    let pdu = turn.build(invite)?;
+    let state = super::hosting::told_outside(app, &turn.head.state, &pdu)?;
+    let (room_id, version, rules) = (turn.room_id.clone(), turn.head.version.clone(), turn.rules);
+    // The network is not waited for with the turn.
+    drop(turn);
+    let event_id = pdu.event_id().to_owned();
+    let raw = |json: &str| {
+        RawValue::from_string(json.to_owned()).map_err(|error| ApiError::internal(&error))
+    };
+    let request = create_invite::v2::Request::new(
+        room_id.clone(),
+        event_id.clone(),
+        version,
+        raw(pdu.json())?,
+        state.into_iter().map(RawStrippedState::Pdu).collect(),
+    );
+    let answer = peers::ask(app, &server, request).await;
+    let answer = answer.map_err(|error| {
+        let error = super::join::relayed(error);
+        if error.status == http::StatusCode::NOT_FOUND {
+            return ApiError::forbidden(format!("`{server}` knows no such user"));
+        }
+        error
+    })?;
+    let signed = super::foreign::checked(app, &room_id, rules, &[answer.event]).await;
+    let signed = signed
+        .into_iter()
+        .find(|signed| signed.event_id() == event_id);
+    let signed = signed.ok_or_else(|| {
+        ApiError::bad_gateway("the user's server signed another event than was sent")
+    })?;
+    let mut turn = app.rooms.turn(app, &room_id).await?;
+    let mut commit = Commit::new();
+    match turn.accept(&mut commit, &signed, None).await? {
+        Outcome::Placed(Verdict::SoftFailed(reason) | Verdict::Rejected(reason)) => {
+            return Err(ApiError::forbidden(reason.to_string()));
+        }
+        Outcome::Missing(_) => {
+            return Err(ApiError::unknown("the room went on without the invite"));
+        }
+        Outcome::Placed(Verdict::Accepted) | Outcome::Known => {}
+    }
+    turn.finish(commit).await?.flushed().await?;
+    Ok(event_id)
 }
 
 /// Adds a change of membership to a turn. `None`: it is so already.
@@ -107,6 +170,15 @@ pub async fn append(
     caller: &Caller,
     change: Change,
 ) -> ApiResult<Option<OwnedEventId>> {
+    let Some(append) = prepare(app, turn, caller, change)? else {
+        return Ok(None);
+    };
+    let pdu = turn.append(commit, append).await?;
+    Ok(Some(pdu.event_id().to_owned()))
+}
+
+/// The event that a change of membership asks for. `None`: it is so already.
+fn prepare(app: &App, turn: &Turn, caller: &Caller, change: Change) -> ApiResult<Option<Append>> {
     let target = &change.target;
     let present = turn.membership(target)?;
     match (change.to, present) {
@@ -163,19 +235,17 @@ pub async fn append(
             );
         }
     }
-    if change.to == To::Invite {
+    if change.to == To::Invite && app.is_local(&**target) {
         crate::invites::check_allowed(app, &caller.user_id, target)?;
     }
     let content =
         serde_json::value::to_raw_value(&content).map_err(|error| ApiError::internal(&error))?;
-    let append = Append {
+    Ok(Some(Append {
         sender: caller.user_id.clone(),
         draft: Draft::state("m.room.member", change.target.as_str(), content),
         origin_server_ts: app.clock.now(),
         txn: None,
-    };
-    let pdu = turn.append(commit, append).await?;
-    Ok(Some(pdu.event_id().to_owned()))
+    }))
 }
 
 #[derive(Deserialize)]
@@ -218,7 +288,7 @@ fn add_profile(app: &App, target: &UserId, content: &mut Map<String, Value>) -> 
 /// # Errors
 /// `M_FORBIDDEN` when the target meets none of the conditions, `M_UNABLE_TO_GRANT_JOIN` when nobody
 /// here has the power to let them in.
-fn authoriser(app: &App, turn: &Turn, target: &UserId) -> ApiResult<Option<OwnedUserId>> {
+pub fn authoriser(app: &App, turn: &Turn, target: &UserId) -> ApiResult<Option<OwnedUserId>> {
     let Some(rules) = turn.state_event("m.room.join_rules", "")? else {
         return Ok(None);
     };

@@ -461,7 +461,7 @@ fn write_event(
         Some(state_key) if event.changes_state() => sight
             .state_at(&app.store, event.state_before)?
             .get(&pdu.kind().to_string(), state_key)
-            .map(|id| app.store.event(id))
+            .map(|id| app.store.state_event(id))
             .transpose()?
             .flatten(),
         _ => None,
@@ -547,6 +547,20 @@ struct StrippedEvent<'a> {
     state_key: &'a str,
 }
 
+/// The kinds of state that someone outside the room is told.
+///
+/// Spec: client-server API, "Stripped state".
+pub const TOLD: [&str; 8] = [
+    "m.room.create",
+    "m.room.name",
+    "m.room.avatar",
+    "m.room.topic",
+    "m.room.join_rules",
+    "m.room.canonical_alias",
+    "m.room.encryption",
+    "m.room.member",
+];
+
 /// The state that someone outside the room is told of it, with an invite or a knock.
 ///
 /// Spec: client-server API, "Stripped state".
@@ -558,26 +572,19 @@ pub fn stripped_state(
     state: &StateMap,
     member: &UserId,
 ) -> ApiResult<Vec<Box<RawValue>>> {
-    const TOLD: [&str; 8] = [
-        "m.room.create",
-        "m.room.name",
-        "m.room.avatar",
-        "m.room.topic",
-        "m.room.join_rules",
-        "m.room.canonical_alias",
-        "m.room.encryption",
-        "m.room.member",
-    ];
     let mut told = Vec::new();
     let own = state.get("m.room.member", member.as_str());
-    let own = own.map(|id| app.store.event(id)).transpose()?.flatten();
+    let own = own
+        .map(|id| app.store.state_event(id))
+        .transpose()?
+        .flatten();
     let by = own
         .as_ref()
         .and_then(|own| state.get("m.room.member", own.pdu.sender().as_str()));
     let entries = TOLD.iter().filter_map(|kind| state.get(kind, "")).chain(by);
     let mut events = Vec::new();
     for event_id in entries {
-        events.extend(app.store.event(event_id)?);
+        events.extend(app.store.state_event(event_id)?);
     }
     events.extend(own);
     for event in events {

@@ -121,7 +121,7 @@ pub fn children(app: &App, view: &RoomView, outline: &Outline) -> ApiResult<Vec<
     }
     let mut children = Vec::new();
     for (key, event_id) in view.head.state.of_kind("m.space.child") {
-        let Some(event) = app.store.event(event_id)? else {
+        let Some(event) = app.store.state_event(event_id)? else {
             continue;
         };
         children.extend(Child::new(json!({

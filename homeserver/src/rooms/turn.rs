@@ -12,8 +12,9 @@ use std::{
 use federation::{
     event::{Draft, DraftContext, Pdu},
     room::{
-        Powers, StateChange,
+        Powers, StateChange, StateMap,
         auth::{allowed_by_auth_events, allowed_by_state, select_auth_events},
+        resolve::resolve,
     },
 };
 use ruma::{
@@ -26,7 +27,7 @@ use serde::Deserialize;
 use store::{
     Commit, EntryIndex, Pending, Store,
     keys::{Keyspace, Packed, Position, RoomNum, StateId, UserNum},
-    rooms::{Membership, MembershipRow, NewEvent, Rewrite, RoomHead, TxnRef},
+    rooms::{AsideEvent, Membership, MembershipRow, NewEvent, Rewrite, RoomHead, Standing, TxnRef},
 };
 use tokio::sync::OwnedMutexGuard;
 
@@ -34,6 +35,14 @@ use crate::{
     error::{ApiError, ApiResult},
     server::App,
 };
+
+/// The deepest that an event may be. Spec: server-server API, "PDUs": an integer of canonical JSON.
+const DEPTH_MAX: u64 = (1 << 53) - 1;
+
+/// How many events a room has that nothing is built upon, at most; the oldest are given up beyond that.
+///
+/// As many as an event may name as its `prev_events`. Spec: room version 1, "Event format".
+const EXTREMITIES_MAX: usize = 20;
 
 /// Rooms whose newest head is remembered; idle ones go when there are more.
 const SLOTS_MAX: usize = 4_096;
@@ -45,6 +54,8 @@ pub struct Rooms {
     /// Held while an alias is made or removed.
     aliases: Arc<tokio::sync::Mutex<()>>,
     slots: Mutex<BTreeMap<RoomNum, Arc<tokio::sync::Mutex<Slot>>>>,
+    /// Held while events of other servers are received, what they need fetched included.
+    receiving: Mutex<BTreeMap<RoomNum, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// What the next turn of a room begins with.
@@ -57,10 +68,21 @@ struct Slot {
 /// An event that is queued and perhaps not flushed yet.
 #[derive(Debug)]
 struct Unpublished {
-    pdu: Arc<Pdu>,
+    placed: Placed,
     txn: Option<TxnRef>,
     /// Gone when the event is published.
     alive: Weak<()>,
+}
+
+/// An event that has its place in the room.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// The event.
+    pub pdu: Arc<Pdu>,
+    /// Why it is in no timeline; `None` if it is in one.
+    pub standing: Option<Standing>,
+    /// The state after it; unknown for outliers.
+    pub after: Option<StateMap>,
 }
 
 impl Rooms {
@@ -70,6 +92,7 @@ impl Rooms {
             store,
             aliases: Arc::default(),
             slots: Mutex::default(),
+            receiving: Mutex::default(),
         }
     }
 
@@ -140,6 +163,21 @@ impl Rooms {
         self.aliases.clone().lock_owned().await
     }
 
+    /// Waits for the right to receive events of a room from other servers.
+    pub(super) async fn receiving(&self, room: RoomNum) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut all = self
+                .receiving
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if all.len() >= SLOTS_MAX {
+                all.retain(|_, lock| Arc::strong_count(lock) > 1);
+            }
+            all.entry(room).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+
     fn slot(&self, room: RoomNum) -> Arc<tokio::sync::Mutex<Slot>> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.len() >= SLOTS_MAX {
@@ -179,7 +217,26 @@ pub struct Turn {
     /// The head, with what was appended in this turn.
     pub head: RoomHead,
     slot: OwnedMutexGuard<Slot>,
-    appended: Vec<(Arc<Pdu>, Option<TxnRef>)>,
+    appended: Vec<(Placed, Option<TxnRef>)>,
+}
+
+/// Where an event stands that is not built upon the whole head.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// The state before it.
+    pub(super) before: StateMap,
+    /// Whether it takes the place of all that nothing is built upon yet: the join to a room that goes on
+    /// elsewhere.
+    pub(super) alone: bool,
+}
+
+/// What an event does to the room.
+struct Step {
+    state_before: StateId,
+    after: StateMap,
+    state_after: StateId,
+    states: Vec<(StateId, StateMap)>,
+    changes: Vec<StateChange>,
 }
 
 /// How an event is to be appended.
@@ -201,21 +258,53 @@ struct MemberContent {
 }
 
 impl Turn {
-    /// An event of this room, also one that is not flushed yet.
+    /// A known event of this room, also one that is not flushed yet.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn pdu(&self, event_id: &EventId) -> ApiResult<Option<Arc<Pdu>>> {
-        let new = self.appended.iter().map(|(pdu, _)| pdu);
-        let queued = self.slot.unpublished.iter().map(|event| &event.pdu);
-        if let Some(pdu) = new.chain(queued).find(|pdu| pdu.event_id() == event_id) {
-            return Ok(Some(pdu.clone()));
+        if let Some(placed) = self.fresh(event_id) {
+            return Ok(Some(placed.pdu.clone()));
         }
-        Ok(self
-            .app
-            .store
-            .event(event_id)?
-            .map(|event| event.pdu.clone()))
+        Ok(self.app.store.pdu(event_id)?)
+    }
+
+    /// An event of this turn, or of one that is not flushed yet.
+    fn fresh(&self, event_id: &EventId) -> Option<&Placed> {
+        let new = self.appended.iter().rev().map(|(placed, _)| placed);
+        let queued = self.slot.unpublished.iter().rev();
+        new.chain(queued.map(|event| &event.placed))
+            .find(|placed| placed.pdu.event_id() == event_id)
+    }
+
+    /// A known event of this room, with the state after it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn placed(&self, event_id: &EventId) -> ApiResult<Option<Placed>> {
+        if let Some(placed) = self.fresh(event_id) {
+            return Ok(Some(placed.clone()));
+        }
+        let store = &self.app.store;
+        let (room, pdu, standing, after) = match store.event(event_id)? {
+            Some(event) => (event.room, event.pdu.clone(), None, Some(event.state_after)),
+            None => match store.aside(event_id)? {
+                Some(event) => {
+                    let standing = Some(event.standing);
+                    (event.room, event.pdu.clone(), standing, event.state_after)
+                }
+                None => return Ok(None),
+            },
+        };
+        if room != self.room {
+            return Ok(None);
+        }
+        let after = after.map(|id| store.state(room, id)).transpose()?;
+        Ok(Some(Placed {
+            pdu,
+            standing,
+            after,
+        }))
     }
 
     /// The event that holds an entry of the current state.
@@ -262,7 +351,7 @@ impl Turn {
             .find(|event| event.txn.as_ref() == Some(txn));
         if let Some(event) = queued {
             self.published(&event.alive).await;
-            return Ok(Some(event.pdu.event_id().to_owned()));
+            return Ok(Some(event.placed.pdu.event_id().to_owned()));
         }
         let row = self.app.store.get_raw(txn_key(self.room, txn))?;
         Ok(row.and_then(|row| String::from_utf8(row).ok()?.try_into().ok()))
@@ -284,12 +373,23 @@ impl Turn {
     /// # Errors
     /// `M_FORBIDDEN` when the room does not allow it, `M_BAD_JSON` or `M_TOO_LARGE` when it cannot
     /// be an event.
-    pub async fn append(&mut self, commit: &mut Commit, append: Append) -> ApiResult<Arc<Pdu>> {
+    pub async fn append(&mut self, commit: &mut Commit, mut append: Append) -> ApiResult<Arc<Pdu>> {
+        let txn = append.txn.take();
+        let pdu = Arc::new(self.build(append)?);
+        self.add(commit, &pdu, txn, None).await?;
+        Ok(pdu)
+    }
+
+    /// Builds, signs and checks an event upon the head, without adding it.
+    ///
+    /// # Errors
+    /// As [`Turn::append`].
+    pub fn build(&self, append: Append) -> ApiResult<Pdu> {
         let Append {
             sender,
             mut draft,
             origin_server_ts,
-            txn,
+            ..
         } = append;
         if self.rules.redaction.content_field_redacts {
             // The content says it, and is what is signed.
@@ -305,12 +405,11 @@ impl Turn {
             origin_server_ts,
             prev_events: &self.head.extremities,
             auth_events: &auth_events,
-            depth: self.head.depth + 1,
+            depth: (self.head.depth + 1).min(DEPTH_MAX),
             rules: self.rules,
         };
-        let pdu = Arc::new(draft.sign(&context, &self.app.key)?);
+        let pdu = draft.sign(&context, &self.app.key)?;
         self.check(&pdu)?;
-        self.add(commit, &pdu, txn).await?;
         Ok(pdu)
     }
 
@@ -329,43 +428,44 @@ impl Turn {
     }
 
     /// Adds a checked event to `commit` and to the head.
-    async fn add(
+    ///
+    /// `place` is where it stands when that is not upon the whole head.
+    pub(super) async fn add(
         &mut self,
         commit: &mut Commit,
         pdu: &Arc<Pdu>,
         txn: Option<TxnRef>,
+        place: Option<Place>,
     ) -> ApiResult<()> {
-        let state_before = self.head.state_id;
         let rewrite = self.what_it_empties(pdu)?;
-        let mut changes = Vec::new();
-        let mut member = None;
-        if let Some(state_key) = pdu.state_key() {
-            let change = StateChange {
-                kind: pdu.kind().to_string().into(),
-                state_key: state_key.into(),
-                event_id: Some(pdu.event_id().to_owned()),
-            };
-            self.head.state.apply(&change);
-            self.head.state_id = StateId(state_before.0 + 1);
-            changes.push(change);
-            if *pdu.kind() == TimelineEventType::RoomMember {
-                member = self.member_row(commit, pdu, state_key).await?;
+        let Step {
+            state_before,
+            after,
+            state_after,
+            states,
+            changes,
+        } = match place {
+            None => self.step(commit, pdu),
+            Some(place) => self.step_aside(commit, pdu, place)?,
+        };
+        let mut members = Vec::new();
+        for change in &changes {
+            if &*change.kind == "m.room.member" {
+                members.extend(self.member_row(commit, pdu, change).await?);
             }
         }
-        self.head.extremities = vec![pdu.event_id().to_owned()];
-        self.head.depth = pdu.depth();
         let entry = commit.event(NewEvent {
             room: self.room,
             pdu: pdu.clone(),
             state_before,
+            state_after,
+            states,
             head: Arc::new(self.head.clone()),
             changes,
             txn: txn.clone(),
             rewrite,
         });
-        // The rows of the state go with the head that `commit.event` keeps.
-        self.head.block = commit.head_block(entry).unwrap_or_default();
-        if let Some((key, row)) = member {
+        for (key, row) in members {
             commit.put_raw_at(entry, key, row.pack());
         }
         if let Some(txn) = &txn {
@@ -375,40 +475,174 @@ impl Turn {
             );
         }
         self.note_relation(commit, entry, pdu);
-        self.appended.push((pdu.clone(), txn));
+        let placed = Placed {
+            pdu: pdu.clone(),
+            standing: None,
+            after: Some(after),
+        };
+        self.appended.push((placed, txn));
         Ok(())
     }
 
-    /// The row of the user whose membership changed.
+    /// The event is built upon the head.
+    fn step(&mut self, commit: &mut Commit, pdu: &Pdu) -> Step {
+        let state_before = self.head.state_id;
+        let (mut states, mut changes) = (Vec::new(), Vec::new());
+        if let Some(state_key) = pdu.state_key() {
+            changes.push(StateChange {
+                kind: pdu.kind().to_string().into(),
+                state_key: state_key.into(),
+                event_id: Some(pdu.event_id().to_owned()),
+            });
+            self.head.step(commit, self.room, &changes);
+            states.push((self.head.state_id, self.head.state.clone()));
+        }
+        self.head.extremities = vec![pdu.event_id().to_owned()];
+        self.head.depth = pdu.depth();
+        Step {
+            state_before,
+            after: self.head.state.clone(),
+            state_after: self.head.state_id,
+            states,
+            changes,
+        }
+    }
+
+    /// The event stands somewhere else.
+    fn step_aside(&mut self, commit: &mut Commit, pdu: &Arc<Pdu>, place: Place) -> ApiResult<Step> {
+        let room = self.room;
+        let state_before = self.head.number(commit, room, &place.before);
+        let after = state_after(&place.before, pdu);
+        let state_after = self.head.number(commit, room, &after);
+        let extremities = &mut self.head.extremities;
+        if place.alone {
+            extremities.clear();
+        }
+        extremities.retain(|id| !pdu.prev_events().contains(id));
+        extremities.push(pdu.event_id().to_owned());
+        let surplus = extremities.len().saturating_sub(EXTREMITIES_MAX);
+        extremities.drain(..surplus);
+        let current = match &*self.head.extremities.clone() {
+            [_] => after.clone(),
+            several => {
+                let mut states = vec![after.clone()];
+                for id in several.iter().filter(|id| *id != pdu.event_id()) {
+                    let placed = self.placed(id)?;
+                    states.extend(placed.and_then(|placed| placed.after));
+                }
+                self.resolve(&states, Some(pdu))?
+            }
+        };
+        self.head.depth = match &*self.head.extremities {
+            [_] => pdu.depth(),
+            _ => self.head.depth.max(pdu.depth()),
+        };
+        let changes = current.changes_since(&self.head.state);
+        let state_id = self.head.number(commit, room, &current);
+        self.head.state = current.clone();
+        self.head.state_id = state_id;
+        let mut states = vec![
+            (state_before, place.before),
+            (state_after, after.clone()),
+            (state_id, current),
+        ];
+        states.dedup_by_key(|(id, _)| *id);
+        Ok(Step {
+            state_before,
+            after,
+            state_after,
+            states,
+            changes,
+        })
+    }
+
+    /// Resolves states of this room; `new` is an event that is not placed yet.
+    ///
+    /// # Errors
+    /// When the algorithm cannot go on, which leaves the room as it was.
+    pub(super) fn resolve(
+        &self,
+        states: &[StateMap],
+        new: Option<&Arc<Pdu>>,
+    ) -> ApiResult<StateMap> {
+        resolve(self.rules, states, |id| match new {
+            Some(pdu) if pdu.event_id() == id => Some(pdu.clone()),
+            // An event that cannot be read counts as one that is not known.
+            _ => self.pdu(id).ok().flatten(),
+        })
+        .map_err(|error| ApiError::internal(&error))
+    }
+
+    /// Keeps an event outside the timeline, which does not change the room.
+    pub(super) fn put_aside(
+        &mut self,
+        commit: &mut Commit,
+        pdu: &Arc<Pdu>,
+        standing: Standing,
+        before: Option<StateMap>,
+    ) {
+        let (room, head) = (self.room, &mut self.head);
+        let after = before.as_ref().map(|before| match standing {
+            Standing::SoftFailed => state_after(before, pdu),
+            Standing::Rejected | Standing::Outlier => before.clone(),
+        });
+        let event = AsideEvent {
+            room,
+            pdu: pdu.clone(),
+            standing,
+            state_before: before.map(|state| head.number(commit, room, &state)),
+            state_after: after.as_ref().map(|state| head.number(commit, room, state)),
+        };
+        commit.put_aside(event, &head.version);
+        let placed = Placed {
+            pdu: pdu.clone(),
+            standing: Some(standing),
+            after,
+        };
+        self.appended.push((placed, None));
+    }
+
+    /// The row of a user whose membership changed with `pdu`, most often by it.
     async fn member_row(
         &mut self,
         commit: &mut Commit,
-        pdu: &Pdu,
-        state_key: &str,
+        pdu: &Arc<Pdu>,
+        change: &StateChange,
     ) -> ApiResult<Option<(Packed, MembershipRow)>> {
+        let state_key = &*change.state_key;
         let Ok(user_id) = UserId::parse(state_key) else {
             return Ok(None);
         };
-        let Some(content) = pdu.content_as::<MemberContent>() else {
-            return Ok(None);
+        let event = match &change.event_id {
+            Some(id) if id == pdu.event_id() => Some(pdu.clone()),
+            Some(id) => self.pdu(id)?,
+            None => None,
         };
+        let content = event
+            .as_ref()
+            .map(|event| event.content_as::<MemberContent>());
+        let membership = match content {
+            Some(Some(content)) => Membership::of(&content.membership),
+            // Another server's event may say anything.
+            Some(None) => return Ok(None),
+            None => Membership::Leave,
+        };
+        let event = event.unwrap_or_else(|| pdu.clone());
         // The row before this one must be on disk: this one carries some of it on.
         let queued = self
             .slot
             .unpublished
             .iter()
-            .find(|event| event.pdu.is_state("m.room.member", state_key));
+            .find(|event| event.placed.pdu.is_state("m.room.member", state_key));
         if let Some(event) = queued {
             self.published(&event.alive).await;
         }
         let user: UserNum = self.app.store.user_num(&user_id)?;
         let old_membership = self.head.membership(user);
-        let membership = Membership::of(&content.membership);
         let old = self.app.store.user_room(user, self.room)?;
-        let earlier = self
-            .appended
-            .iter()
-            .any(|(pdu, _)| pdu.is_state("m.room.member", state_key));
+        let earlier = self.appended.iter().any(|(placed, _)| {
+            placed.standing.is_none() && placed.pdu.is_state("m.room.member", state_key)
+        });
         assert!(!earlier, "a turn changes each membership at most once");
         let (joined, left) = (
             membership == Membership::Join,
@@ -417,8 +651,8 @@ impl Turn {
         let row = MembershipRow {
             membership,
             position: 0,
-            event_id: pdu.event_id().to_owned(),
-            by_self: pdu.sender() == user_id,
+            event_id: event.event_id().to_owned(),
+            by_self: event.sender() == user_id,
             joined_at: match (&old, joined && !left) {
                 (_, true) => Position::MAX,
                 (Some(old), false) => old.joined_at,
@@ -497,8 +731,8 @@ impl Turn {
         let alive = Arc::new(());
         let mut unpublished = Vec::with_capacity(turns.len());
         for turn in &mut turns {
-            let events = turn.appended.drain(..).map(|(pdu, txn)| Unpublished {
-                pdu,
+            let events = turn.appended.drain(..).map(|(placed, txn)| Unpublished {
+                placed,
                 txn,
                 alive: Arc::downgrade(&alive),
             });
@@ -512,6 +746,19 @@ impl Turn {
         }
         Ok(pending)
     }
+}
+
+/// The state after an event, from that before it.
+fn state_after(before: &StateMap, pdu: &Pdu) -> StateMap {
+    let mut after = before.clone();
+    if let Some(state_key) = pdu.state_key() {
+        after.insert(
+            &pdu.kind().to_string(),
+            state_key,
+            pdu.event_id().to_owned(),
+        );
+    }
+    after
 }
 
 /// Where the answer to a request is kept: by device, room and `txnId`.

@@ -97,37 +97,19 @@ pub fn timeline(
         events.push(seen);
         Ok(walked < WALK_EVENTS_MAX)
     };
-    let tail = lower.and_then(|lower| sight.view.tail_since(lower));
-    if let Some(tail) = tail {
-        for event in tail
-            .into_iter()
-            .rev()
-            .filter(|event| event.position() <= upper)
-        {
-            if !take(event)? {
-                break;
-            }
-        }
-    } else {
-        let first = lower.map_or(Bound::Unbounded, |lower| {
-            Bound::Excluded(i64::try_from(lower).unwrap_or(i64::MAX))
-        });
-        let last = Bound::Included(i64::try_from(upper).unwrap_or(i64::MAX));
-        let mut failed = None;
-        app.store.walk_timeline(
-            sight.view.room,
-            (first, last),
-            Direction::Descending,
-            |event| {
-                Ok(take(event).unwrap_or_else(|error| {
-                    failed = Some(error);
-                    false
-                }))
-            },
-        )?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
+    let first = lower.map_or(Bound::Unbounded, |lower| {
+        Bound::Excluded(i64::try_from(lower).unwrap_or(i64::MAX))
+    });
+    let last = Bound::Included(i64::try_from(upper).unwrap_or(i64::MAX));
+    let mut failed = None;
+    sight.view.walk_back(&app.store, (first, last), |event| {
+        Ok(take(event).unwrap_or_else(|error| {
+            failed = Some(error);
+            false
+        }))
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
     }
     events.reverse();
     Ok((events, limited))
@@ -291,7 +273,7 @@ pub fn state_events(
     let membership = sight.membership();
     let mut events = Vec::new();
     for event_id in ids {
-        let Some(event) = app.store.event(&event_id)? else {
+        let Some(event) = app.store.state_event(&event_id)? else {
             continue;
         };
         let pdu = &event.pdu;

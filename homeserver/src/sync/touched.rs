@@ -77,6 +77,9 @@ impl Touched {
                 self.receipts.insert(room);
                 return Some(room);
             }
+            LogEntry::Other(Change::Outside { user: whose, room }) if whose == user => {
+                return Some(room);
+            }
             LogEntry::Other(Change::AccountData { user: whose, room }) if whose == user => {
                 self.account_data = true;
                 return room;

@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
-use ruma::{OwnedRoomId, UserId};
+use ruma::{OwnedRoomId, RoomId, UserId};
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 use store::{
     keys::{Position, RoomNum, UserNum},
-    rooms::{Membership, MembershipRow},
+    rooms::{Membership, MembershipRow, RoomView},
 };
 
 use super::{
@@ -33,6 +33,7 @@ use crate::{
         unread::{self, Counts},
     },
     receipts::{self, Receipt},
+    rooms::outside,
     rooms::read::{Format, Seen, Sight, client_event, client_event_alone, stripped_state},
     server::App,
     to_device,
@@ -133,7 +134,7 @@ struct Outside {
     knock_state: Option<Events>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct JoinedRoom {
     timeline: Timeline,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -262,6 +263,7 @@ impl<'a> Syncing<'a> {
         let mut rooms = Rooms::default();
         for (room, row) in self.candidates()? {
             let Some(view) = self.app.store.room(room)? else {
+                self.unknown(&mut rooms, room, &row)?;
                 continue;
             };
             if !self.request.filter.room.wants_room(&view.room_id) {
@@ -285,7 +287,7 @@ impl<'a> Syncing<'a> {
                     }
                 }
                 Membership::Invite | Membership::Knock if changed || self.request.full_state => {
-                    self.outside(&mut rooms, &sight, &row)?;
+                    self.outside(&mut rooms, (room, &room_id), Some(&sight.view), &row)?;
                 }
                 Membership::Leave | Membership::Ban => {
                     if let Some(left) = self.left(&sight, &row, changed)? {
@@ -569,8 +571,35 @@ impl<'a> Syncing<'a> {
         Ok(Some(left))
     }
 
-    fn outside(&self, rooms: &mut Rooms, sight: &Sight, row: &MembershipRow) -> ApiResult<()> {
-        let event = self.app.store.event(&row.event_id)?;
+    /// A room that this server is not in: the caller is invited, or no longer.
+    fn unknown(&self, rooms: &mut Rooms, room: RoomNum, row: &MembershipRow) -> ApiResult<()> {
+        let changed = self.since().is_none_or(|since| row.position > since);
+        let Some(room_id) = self.app.store.room_id(room)? else {
+            return Ok(());
+        };
+        if !self.request.filter.room.wants_room(&room_id) {
+            return Ok(());
+        }
+        match row.membership {
+            Membership::Invite | Membership::Knock if changed || self.request.full_state => {
+                self.outside(rooms, (room, &room_id), None, row)
+            }
+            Membership::Leave | Membership::Ban if changed && self.since().is_some() => {
+                rooms.leave.insert(room_id, JoinedRoom::default());
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn outside(
+        &self,
+        rooms: &mut Rooms,
+        (room, room_id): (RoomNum, &RoomId),
+        view: Option<&RoomView>,
+        row: &MembershipRow,
+    ) -> ApiResult<()> {
+        let event = self.app.store.state_event(&row.event_id)?;
         if let Some(event) = event {
             let sender = event.pdu.sender();
             let ignored = self.ignored()?.iter().any(|user_id| user_id == sender)
@@ -580,10 +609,14 @@ impl<'a> Syncing<'a> {
                 return Ok(());
             }
         }
-        let events = Events {
-            events: stripped_state(self.app, &sight.view.head.state, &self.caller.user_id)?,
+        let told = outside::of(&self.app.store, self.caller.user, room)?;
+        let events = match (told, view) {
+            (Some(told), _) => told.state,
+            (None, Some(view)) => stripped_state(self.app, &view.head.state, &self.caller.user_id)?,
+            (None, None) => Vec::new(),
         };
-        let room_id = sight.view.room_id.clone();
+        let events = Events { events };
+        let room_id = room_id.to_owned();
         if row.membership == Membership::Invite {
             rooms.invite.insert(
                 room_id,

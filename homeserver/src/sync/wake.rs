@@ -231,6 +231,7 @@ fn concerned(
             | Change::AccountData { user, .. }
             | Change::ToDevice { user, .. }
             | Change::KeyCounts { user, .. }
+            | Change::Outside { user, .. }
             | Change::ThreadSubscription { user }
             | Change::Forgot { user } => {
                 users.insert(*user);

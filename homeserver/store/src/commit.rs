@@ -14,7 +14,7 @@ use crate::{
     keys::{Keyspace, Packed, Position, Table},
     kv::{Row, VALUE_BYTES_MAX},
     log::{Change, LogEntry},
-    rooms::{NewEvent, WrittenEvent},
+    rooms::{AsideEvent, NewEvent, WrittenEvent},
 };
 
 /// How many commits may wait for the committer; senders wait beyond that.
@@ -37,6 +37,8 @@ pub struct EntryIndex(usize);
 pub struct Commit {
     rows: Vec<PendingRow>,
     pub(crate) entries: Vec<PendingEntry>,
+    /// What it keeps outside the timelines, for readers right after.
+    pub(crate) asides: Vec<Arc<AsideEvent>>,
     held: Vec<Arc<()>>,
 }
 
@@ -127,14 +129,6 @@ impl Commit {
         self.held.push(token);
     }
 
-    /// The block of state changes after an event of this commit.
-    pub fn head_block(&self, entry: EntryIndex) -> Option<crate::rooms::StateBlock> {
-        match self.entries.get(entry.0)? {
-            PendingEntry::Event(event) => Some(event.head.block.clone()),
-            PendingEntry::Change(_) => None,
-        }
-    }
-
     /// That no row is larger than the engine takes: what clients send ends up in rows, and one that is too
     /// large must cost a request, not the committer.
     pub(crate) fn check_sizes(&self) -> Result<(), StoreError> {
@@ -155,6 +149,7 @@ impl Commit {
                 ..row
             }));
         self.entries.extend(other.entries);
+        self.asides.extend(other.asides);
         self.held.extend(other.held);
     }
 }
@@ -318,7 +313,7 @@ pub(crate) fn write_group(inner: &Inner, jobs: impl Iterator<Item = Job>) {
     let mut batches: Vec<Vec<Row>> = Vec::new();
     let mut published: Vec<(Position, Written)> = Vec::new();
     let mut answers = Vec::new();
-    let mut held = Vec::new();
+    let (mut held, mut asides) = (Vec::new(), Vec::new());
     for Job {
         mut commit,
         done,
@@ -327,6 +322,7 @@ pub(crate) fn write_group(inner: &Inner, jobs: impl Iterator<Item = Job>) {
     {
         let first = position + 1;
         held.append(&mut commit.held);
+        asides.append(&mut commit.asides);
         render(commit, &mut position, &mut rows, &mut published);
         if rows.len() >= BATCH_ROWS_MAX {
             batches.push(std::mem::take(&mut rows));
@@ -345,6 +341,9 @@ pub(crate) fn write_group(inner: &Inner, jobs: impl Iterator<Item = Job>) {
     if let Err(error) = &outcome {
         tracing::error!(%error, "the store can no longer write; nothing more will be acknowledged");
     } else {
+        for event in asides {
+            inner.asides.insert(event.pdu.event_id().to_owned(), event);
+        }
         for (_, written) in &published {
             if let Written::Event(written) = written {
                 inner.rooms.advance(written);

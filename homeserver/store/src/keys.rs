@@ -92,6 +92,14 @@ keyspaces! {
     MEMBER = 0x1e;
     /// room, milliseconds, order → nothing: live events by their time.
     EVENT_TIME = 0x1d;
+    /// event hash → header, the event's JSON: events outside every timeline.
+    ASIDE = 0x1f;
+    /// user, room → `OutsideRow`: an invite or a knock, of a room that this server is not in.
+    OUTSIDE = 0x0d;
+    /// room → number of the state that got one last, if that is not the room's own.
+    LAST_STATE = 0x0f;
+    /// event hash of a target that is not known yet → event ID of the redaction.
+    REDACTION_AHEAD = 0x0e;
 
     /// user → `UserRow`.
     USER = 0x20;

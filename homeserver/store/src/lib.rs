@@ -35,7 +35,7 @@ use self::{
     keys::{Keyspace, Packed, Position, RoomNum, StateId, Table, Unpack, UserNum},
     kv::{Direction, Engine, Kv, KvError},
     log::{LogEntry, Tail},
-    rooms::{RoomCache, TimelineEvent},
+    rooms::{AsideEvent, RoomCache, TimelineEvent},
 };
 
 /// The number of the schema that this code reads and writes.
@@ -98,6 +98,22 @@ impl StoreError {
 pub(crate) type EventCache =
     Arc<quick_cache::sync::Cache<OwnedEventId, Arc<TimelineEvent>, WeighEvent>>;
 
+pub(crate) type AsideCache = quick_cache::sync::Cache<OwnedEventId, Arc<AsideEvent>, WeighAside>;
+
+#[derive(Clone, Debug)]
+pub(crate) struct WeighAside;
+
+impl quick_cache::Weighter<OwnedEventId, Arc<AsideEvent>> for WeighAside {
+    fn weight(&self, _: &OwnedEventId, event: &Arc<AsideEvent>) -> u64 {
+        512 + 2 * event.pdu.json().len() as u64
+    }
+}
+/// The event at a place of a timeline, to find it in [`EventCache`] without parsing its row.
+pub(crate) type PlaceCache = quick_cache::sync::Cache<(RoomNum, i64), OwnedEventId>;
+
+/// How many places of events stay in memory.
+const PLACES_CACHED_MAX: usize = 32_768;
+
 pub(crate) type StateCache = Arc<quick_cache::sync::Cache<(RoomNum, StateId), StateMap>>;
 
 /// How many states of rooms stay in memory; they share what did not change between them.
@@ -119,6 +135,8 @@ pub(crate) struct Inner {
     grew: Notify,
     rooms: RoomCache,
     events: EventCache,
+    asides: AsideCache,
+    places: PlaceCache,
     states: StateCache,
     names: Names,
 }
@@ -147,6 +165,8 @@ struct Names {
 pub struct CacheSizes {
     /// Parsed events.
     pub events_bytes: u64,
+    /// Parsed events outside the timelines.
+    pub asides_bytes: u64,
     /// Views of rooms.
     pub rooms_bytes: u64,
 }
@@ -155,6 +175,7 @@ impl Default for CacheSizes {
     fn default() -> Self {
         Self {
             events_bytes: 24 << 20,
+            asides_bytes: 16 << 20,
             rooms_bytes: 32 << 20,
         }
     }
@@ -226,6 +247,8 @@ impl Store {
             grew: Notify::new(),
             rooms: RoomCache::new(sizes.rooms_bytes, events.clone(), states.clone()),
             events,
+            asides: AsideCache::with_weighter(16_384, sizes.asides_bytes, WeighAside),
+            places: PlaceCache::new(PLACES_CACHED_MAX),
             states,
             names: Names {
                 users: quick_cache::sync::Cache::new(20_000),

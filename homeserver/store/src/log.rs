@@ -76,6 +76,13 @@ pub enum Change {
         /// Whose.
         user: UserNum,
     },
+    /// What a user is to a room changed that this server is not in: invited, or no longer.
+    Outside {
+        /// Who.
+        user: UserNum,
+        /// Which room.
+        room: RoomNum,
+    },
     /// A user forgot a room.
     Forgot {
         /// Who.

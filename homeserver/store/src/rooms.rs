@@ -4,11 +4,13 @@
 //! so a copy costs nothing. A [`RoomView`] is the head as readers may see it, after the flush, with
 //! the newest events beside it.
 
+mod aside;
 mod state;
 mod timeline;
 mod view;
 
 pub use self::{
+    aside::{AsideEvent, OUTSIDE, Standing},
     state::StateBlock,
     timeline::{NewEvent, Rewrite, TimelineEvent, TxnRef},
     view::{Membership, MembershipRow, RoomHead, RoomView},

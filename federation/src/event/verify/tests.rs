@@ -232,7 +232,7 @@ fn a_restricted_join_needs_the_authorising_servers_signature_from_version_8_on()
     verify(&restricted, &rules(&v8), &keys(&["a"])).unwrap_err();
     let servers = required(&restricted, &rules(&v8)).unwrap().servers;
     assert_eq!(
-        Vec::from_iter(servers.into_keys()),
+        servers.into_keys().collect::<Vec<_>>(),
         [server("a"), server("b")]
     );
 

@@ -43,6 +43,7 @@ fn walk(
     panic!("the way does not end");
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "what a way ends with")]
 fn route(host_header: &str, certificate_for: &str, targets: &[(&str, u16)]) -> Option<Route> {
     let host = |text: &str| {
         text.parse()

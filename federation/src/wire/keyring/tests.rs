@@ -39,9 +39,9 @@ fn want(key_id: &str, at_ms: u64, current: bool) -> Want {
     }
 }
 
-fn known(published: Published) -> ServerKeys {
+fn known(published: &Published) -> ServerKeys {
     let mut known = ServerKeys::default();
-    known.renew(&published, NOW_MS);
+    known.renew(published, NOW_MS);
     known
 }
 
@@ -55,7 +55,7 @@ fn no_key_counts_for_more_than_seven_days() {
         (0, 0),
     ] {
         let json = answer(&key(1, "a"), |json| json["valid_until_ts"] = said.into());
-        let known = known(check(&json).unwrap());
+        let known = known(&check(&json).unwrap());
         assert!(known.satisfies(&want("ed25519:a", counts, true)));
         assert!(!known.satisfies(&want("ed25519:a", counts + 1, true)));
         assert_eq!(known.valid_until_ms, said);
@@ -72,7 +72,7 @@ fn an_old_key_counts_for_the_events_of_its_time_and_for_no_request() {
             "ed25519:never": { "key": old },
         });
     });
-    let known = known(check(&json).unwrap());
+    let known = known(&check(&json).unwrap());
     assert!(known.satisfies(&want("ed25519:old", NOW_MS - DAY_MS, false)));
     assert!(!known.satisfies(&want("ed25519:old", NOW_MS - DAY_MS + 1, false)));
     assert!(!known.satisfies(&want("ed25519:old", NOW_MS - DAY_MS, true)));
@@ -89,7 +89,7 @@ fn an_old_key_counts_for_the_events_of_its_time_and_for_no_request() {
 
 #[test]
 fn a_key_that_a_server_no_longer_names_counts_for_old_events_only() {
-    let mut known = known(check(&answer(&key(1, "a"), |_| {})).unwrap());
+    let mut known = known(&check(&answer(&key(1, "a"), |_| {})).unwrap());
     let next = check(&answer(&key(2, "b"), |_| {})).unwrap();
     known.renew(&next, NOW_MS + 5);
     assert_eq!(known.fetched_ms, NOW_MS + 5);
@@ -136,13 +136,13 @@ fn what_is_not_the_servers_own_word_is_refused() {
         answer(&good, |json| json["valid_until_ts"] = "soon".into()),
         answer(&good, |json| json["valid_until_ts"] = (-1).into()),
         answer(&good, |json| {
-            drop(json.as_object_mut().unwrap().remove("valid_until_ts"))
+            drop(json.as_object_mut().unwrap().remove("valid_until_ts"));
         }),
         answer(&good, |json| json["verify_keys"] = json!({})),
         answer(&good, |json| json["verify_keys"] = json!([public])),
         // Signed by a key that is not among those it may sign with.
         answer(&good, |json| {
-            json["verify_keys"] = json!({ "ed25519:b": { "key": public } })
+            json["verify_keys"] = json!({ "ed25519:b": { "key": public } });
         }),
         answer(&good, |json| {
             json["verify_keys"] = json!({});
@@ -151,13 +151,13 @@ fn what_is_not_the_servers_own_word_is_refused() {
         }),
         // Another key under the same name.
         answer(&key(2, "a"), |json| {
-            json["verify_keys"] = json!({ "ed25519:a": { "key": public } })
+            json["verify_keys"] = json!({ "ed25519:a": { "key": public } });
         }),
         answer(&good, |json| {
-            json["verify_keys"] = json!({ "ed25519:a": { "key": "c2hvcnQ" } })
+            json["verify_keys"] = json!({ "ed25519:a": { "key": "c2hvcnQ" } });
         }),
         answer(&good, |json| {
-            json["padding"] = "x".repeat(ANSWER_BYTES_MAX).into()
+            json["padding"] = "x".repeat(ANSWER_BYTES_MAX).into();
         }),
         answer(&good, |json| {
             for number in 0..KEYS_MAX {
@@ -184,7 +184,7 @@ fn what_is_not_understood_in_an_answer_is_passed_over_and_kept() {
         json["old_verify_keys"] = json!({ "ed25519:x": 5 });
     });
     let published = check(&json).unwrap();
-    assert_eq!(Vec::from_iter(published.keys.keys()), ["ed25519:a"]);
+    assert_eq!(published.keys.keys().collect::<Vec<_>>(), ["ed25519:a"]);
     assert_eq!(serde_json::to_vec(&published.object).unwrap(), json);
 }
 

@@ -20,7 +20,7 @@ fn plain() -> XMatrix {
 fn every_allowed_spelling_of_the_header_means_the_same() {
     let spellings = [
         r#"X-Matrix origin="a.example:8448",destination="b.example",key="ed25519:k_1",sig="dGVzdA""#,
-        r#"X-Matrix origin=a.example:8448,destination=b.example,key=ed25519:k_1,sig=dGVzdA=="#,
+        "X-Matrix origin=a.example:8448,destination=b.example,key=ed25519:k_1,sig=dGVzdA==",
         "X-Matrix   sig=dGVzdA \t,\t key=\"ed25519:k_1\" , origin=a.example:8448,destination=b.example",
         r#"x-matrix ORIGIN="a.example:8448",Destination=b.example,KEY="ed25519:k_1",Sig="dGVzdA==","#,
         r#"X-Matrix origin="a\.example:8448",destination="\b.example",key="ed25519\:k_1",sig="dGVzdA""#,

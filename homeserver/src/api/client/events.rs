@@ -241,7 +241,7 @@ async fn state_event(
     let event_id = state
         .get(request.arg(1), request.arg(2))
         .ok_or_else(not_found)?;
-    let event = app.store.event(event_id)?.ok_or_else(not_found)?;
+    let event = app.store.state_event(event_id)?.ok_or_else(not_found)?;
     if request.query("format").as_deref() == Some("event") {
         let seen = Seen {
             event: federation::room::visibility::entitled(event),

@@ -57,7 +57,7 @@ async fn members(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResu
     let membership = sight.membership();
     let mut chunk: Vec<Box<RawValue>> = Vec::new();
     for (_, event_id) in state.of_kind("m.room.member") {
-        let Some(event) = app.store.event(event_id)? else {
+        let Some(event) = app.store.state_event(event_id)? else {
             continue;
         };
         let Some(content) = event.pdu.content_as::<MemberContent>() else {
@@ -103,7 +103,7 @@ async fn joined_members(app: App, Guest(caller): Guest, request: RawRequest) -> 
     let mut joined = Map::new();
     let state = &sight.view.head.state;
     for (user_id, event_id) in state.of_kind("m.room.member") {
-        let content = app.store.event(event_id)?;
+        let content = app.store.state_event(event_id)?;
         let content = content.and_then(|event| event.pdu.content_as::<MemberContent>());
         if let Some(content) = content.filter(|member| member.membership == MembershipState::Join) {
             joined.insert(

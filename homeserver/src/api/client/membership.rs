@@ -5,9 +5,12 @@
 use federation::event::Draft;
 use http::{Method, StatusCode};
 use ruma::{
-    OwnedEventId, OwnedRoomId, RoomAliasId, RoomId, UserId,
-    api::client::membership::{
-        ban_user, forget_room, joined_rooms, kick_user, leave_room, unban_user,
+    OwnedEventId, OwnedRoomId, OwnedServerName, RoomAliasId, RoomId, UserId,
+    api::{
+        client::membership::{
+            ban_user, forget_room, joined_rooms, kick_user, leave_room, unban_user,
+        },
+        federation::query::get_room_information,
     },
 };
 use serde_json::{Map, Value, json};
@@ -22,9 +25,11 @@ use crate::{
     appservices,
     error::{ApiError, ApiResult},
     http::{Caller, Guest, RawRequest, Routes, limits::Doing},
+    peers,
     rooms::{
-        aliases,
+        aliases, join,
         members::{self, Change, To},
+        outside,
     },
     server::App,
 };
@@ -92,12 +97,53 @@ pub(super) fn room_meant(app: &App, text: &str) -> ApiResult<OwnedRoomId> {
 async fn join(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
     caller.limit(&app, Doing::Join)?;
     caller.must_not_be_suspended()?;
-    let room_id = room_meant_or_made(&app, request.arg(0)).await?;
+    let (room_id, via) = room_to_enter(&app, &request).await?;
     let mut extra: Map<String, Value> = request.json()?;
     extra.remove("third_party_signed");
-    let change = with_reason(Change::plain(caller.user_id.clone(), To::Join), extra);
-    members::change(&app, &caller, &room_id, change).await?;
+    let elsewhere = app.config.federation.enabled && join::is_elsewhere(&app, &room_id)?;
+    if !elsewhere {
+        let change = with_reason(
+            Change::plain(caller.user_id.clone(), To::Join),
+            extra.clone(),
+        );
+        match members::change(&app, &caller, &room_id, change).await {
+            // Somebody on another server may have the power.
+            Err(error)
+                if app.config.federation.enabled && error.errcode == "M_UNABLE_TO_GRANT_JOIN" => {}
+            outcome => {
+                outcome?;
+                return Ok(json!({ "room_id": room_id }));
+            }
+        }
+    }
+    let servers = join::candidates(&app, &caller, &room_id, &via)?;
+    join::join(&app, &caller, &room_id, &servers, &extra).await?;
     Ok(json!({ "room_id": room_id }))
+}
+
+/// The room that a client wants to be in, and servers that may be.
+async fn room_to_enter(
+    app: &App,
+    request: &RawRequest,
+) -> ApiResult<(OwnedRoomId, Vec<OwnedServerName>)> {
+    let mut via: Vec<OwnedServerName> = ["via", "server_name"]
+        .iter()
+        .flat_map(|name| request.queries(name))
+        .filter_map(|name| name.try_into().ok())
+        .collect();
+    let text = request.arg(0);
+    if let Ok(alias) = RoomAliasId::parse(text)
+        && alias.server_name() != app.server_name()
+        && app.config.federation.enabled
+    {
+        let server = alias.server_name().to_owned();
+        let request = get_room_information::v1::Request::new(alias);
+        let answer = peers::ask(app, &server, request).await;
+        let answer = answer.map_err(join::relayed)?;
+        via.extend(answer.servers);
+        return Ok((answer.room_id, via));
+    }
+    Ok((room_meant_or_made(app, text).await?, via))
 }
 
 /// A member event that a client writes itself: joining, leaving and the like are what the endpoints of
@@ -158,9 +204,14 @@ fn with_reason(mut change: Change, mut extra: Map<String, Value>) -> Change {
 async fn knock(app: App, caller: Caller, request: RawRequest) -> ApiResult<Value> {
     caller.limit(&app, Doing::Join)?;
     caller.must_not_be_suspended()?;
-    let room_id = room_meant_or_made(&app, request.arg(0)).await?;
+    let (room_id, via) = room_to_enter(&app, &request).await?;
     let mut body: Map<String, Value> = request.json()?;
     body.retain(|key, _| key == "reason");
+    if app.config.federation.enabled && join::is_elsewhere(&app, &room_id)? {
+        let servers = join::candidates(&app, &caller, &room_id, &via)?;
+        join::knock(&app, &caller, &room_id, &servers, &body).await?;
+        return Ok(json!({ "room_id": room_id }));
+    }
     let change = with_reason(Change::plain(caller.user_id.clone(), To::Knock), body);
     members::change(&app, &caller, &room_id, change).await?;
     Ok(json!({ "room_id": room_id }))
@@ -196,6 +247,18 @@ async fn leave(
     request: leave_room::v3::Request,
 ) -> ApiResult<leave_room::v3::Response> {
     super::notices::may_leave(&app, &caller, &request.room_id)?;
+    let room = app.store.find_room(&request.room_id)?;
+    let outside = room.map(|room| outside::of(&app.store, caller.user, room));
+    if outside.transpose()?.flatten().is_some() {
+        let mut extra = Map::new();
+        extra.extend(
+            request
+                .reason
+                .map(|reason| ("reason".to_owned(), reason.into())),
+        );
+        join::leave(&app, &caller, &request.room_id, &extra).await?;
+        return Ok(leave_room::v3::Response::new());
+    }
     let mut change = Change::plain(caller.user_id.clone(), To::Leave);
     change.reason = request.reason;
     members::change(&app, &caller, &request.room_id, change).await?;

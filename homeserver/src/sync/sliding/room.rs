@@ -196,7 +196,7 @@ impl Look<'_> {
         if told.is_some_and(|(upto, _)| upto.position() >= row.position) {
             return Ok((None, now_told));
         }
-        let invite = self.app.store.event(&row.event_id)?;
+        let invite = self.app.store.state_event(&row.event_id)?;
         if let Some(invite) = invite.filter(|_| row.membership == Membership::Invite) {
             let (sender, user) = (invite.pdu.sender(), sight.viewer.user);
             if self.ignores(sender) || invites::is_ignored(&self.app.store, user, sender)? {

@@ -2,7 +2,10 @@
 
 use std::{ops::Bound, sync::Arc};
 
-use federation::{event::Pdu, room::StateChange};
+use federation::{
+    event::Pdu,
+    room::{StateChange, StateMap},
+};
 use ruma::{EventId, OwnedDeviceId, OwnedEventId};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +79,10 @@ pub struct NewEvent {
     pub pdu: Arc<Pdu>,
     /// The state before it.
     pub state_before: StateId,
+    /// The state after it; on a fork not that of the head.
+    pub state_after: StateId,
+    /// States that got their numbers with it, for readers right after.
+    pub states: Vec<(StateId, StateMap)>,
     /// The head of the room after it.
     pub head: Arc<RoomHead>,
     /// What it changes in the current state.
@@ -93,6 +100,8 @@ pub(crate) struct WrittenEvent {
     pub(crate) event: Arc<TimelineEvent>,
     /// The head of its room right after it.
     pub(crate) head: Arc<RoomHead>,
+    /// States that got their numbers with it.
+    pub(crate) states: Vec<(StateId, StateMap)>,
     /// What it emptied, as it is now.
     pub(crate) rewrite: Option<Arc<TimelineEvent>>,
 }
@@ -114,21 +123,9 @@ struct Header {
 impl Commit {
     /// Adds an event to a room's timeline, and makes `event.head` the room's head.
     ///
-    /// The rows that follow from it (timeline, index by ID and by time, state, room) are written with it.
-    pub fn event(&mut self, mut event: NewEvent) -> EntryIndex {
-        if event.state_before != event.head.state_id {
-            let mut head = RoomHead::clone(&event.head);
-            for (key, value) in
-                head.block
-                    .step(event.room, head.state_id, &event.changes, &head.state)
-            {
-                let value = value
-                    .map(|value| Packed::new().raw(&value))
-                    .unwrap_or_default();
-                self.put_raw(Packed::new().raw(&key), value);
-            }
-            event.head = Arc::new(head);
-        }
+    /// The rows that follow from it (timeline, index by ID and by time, room) are written with it; those
+    /// of new states come from [`RoomHead::number`].
+    pub fn event(&mut self, event: NewEvent) -> EntryIndex {
         self.push_entry(PendingEntry::Event(Box::new(event)))
     }
 }
@@ -153,7 +150,7 @@ impl NewEvent {
             room: self.room,
             order,
             state_before: self.state_before,
-            state_after: self.head.state_id,
+            state_after: self.state_after,
             redacted_by: None,
             txn: self.txn,
             pdu: self.pdu,
@@ -189,6 +186,7 @@ impl NewEvent {
         WrittenEvent {
             event: Arc::new(event),
             head: self.head,
+            states: self.states,
             rewrite,
         }
     }
@@ -235,6 +233,11 @@ pub(crate) fn parse_timeline_row(
     let corrupt = || StoreError::corrupt(Keyspace::TIMELINE, key);
     let mut parts = Unpack::key(key);
     let (room, order) = parts.room().zip(parts.i64()).ok_or_else(corrupt)?;
+    if let Some(event_id) = store.inner.places.get(&(room, order))
+        && let Some(event) = store.inner.events.get(&event_id)
+    {
+        return Ok(event);
+    }
     let mut parts = Unpack(value);
     let length = parts
         .u64()
@@ -242,6 +245,8 @@ pub(crate) fn parse_timeline_row(
         .ok_or_else(corrupt)?;
     let (header, json) = parts.0.split_at_checked(length).ok_or_else(corrupt)?;
     let header: Header = serde_json::from_slice(header).map_err(|_| corrupt())?;
+    let place = (room, order);
+    store.inner.places.insert(place, header.event_id.clone());
     if let Some(event) = store.inner.events.get(&header.event_id) {
         return Ok(event);
     }

@@ -2,10 +2,11 @@
 
 use std::{
     collections::VecDeque,
+    ops::{Bound, RangeBounds as _},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use federation::room::StateMap;
+use federation::room::{StateChange, StateMap};
 use imbl::OrdMap;
 use ruma::{
     OwnedEventId, OwnedRoomId, RoomVersionId, events::room::member::MembershipState,
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{StateBlock, TimelineEvent, timeline::WrittenEvent};
 use crate::{
-    Store, StoreError,
+    Commit, Store, StoreError,
     keys::{Keyspace, Packed, Position, RoomNum, StateId, Unpack, UserNum},
     kv::{Direction, Row},
 };
@@ -152,8 +153,12 @@ pub struct RoomHead {
     pub joined_count: u64,
     /// How many are invited.
     pub invited_count: u64,
-    /// What the state's rows are made from.
-    pub block: StateBlock,
+    /// The state that got a number last: that of the room, or one of a fork.
+    last: StateMap,
+    /// Its number.
+    last_id: StateId,
+    /// What the rows of the next state are made from.
+    block: StateBlock,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -176,8 +181,60 @@ impl RoomHead {
             members: OrdMap::new(),
             joined_count: 0,
             invited_count: 0,
+            last: StateMap::new(),
+            last_id: StateId(0),
             block: StateBlock::default(),
         }
+    }
+
+    /// Gives a state its number, and adds the rows that keep it; a state that is the room's own, or the one
+    /// numbered last, has one.
+    ///
+    /// Walks what differs from the one numbered last; [`RoomHead::step`] is for whoever knows that.
+    pub fn number(&mut self, commit: &mut Commit, room: RoomNum, state: &StateMap) -> StateId {
+        if state.changes_since(&self.state).is_empty() {
+            return self.state_id;
+        }
+        let changes = state.changes_since(&self.last);
+        if changes.is_empty() {
+            return self.last_id;
+        }
+        let id = self.keep(commit, room, state, &changes);
+        // An event outside the timeline writes no row of the room.
+        let key = Packed::key(Keyspace::LAST_STATE).room(room);
+        commit.put_raw(key, Packed::new().u64(id.0));
+        id
+    }
+
+    /// Makes `changes` to the room's state; the new state gets a number.
+    pub fn step(&mut self, commit: &mut Commit, room: RoomNum, changes: &[StateChange]) {
+        let mut state = std::mem::take(&mut self.state);
+        for change in changes {
+            state.apply(change);
+        }
+        let id = if self.last_id == self.state_id {
+            self.keep(commit, room, &state, changes)
+        } else {
+            self.number(commit, room, &state)
+        };
+        self.state = state;
+        self.state_id = id;
+    }
+
+    fn keep(
+        &mut self,
+        commit: &mut Commit,
+        room: RoomNum,
+        state: &StateMap,
+        changes: &[StateChange],
+    ) -> StateId {
+        self.last_id = StateId(self.last_id.0 + 1);
+        self.last = state.clone();
+        for (key, value) in self.block.step(room, self.last_id, changes, state) {
+            let value = value.map(|value| Packed::new().raw(&value));
+            commit.put_raw(Packed::new().raw(&key), value.unwrap_or_default());
+        }
+        self.last_id
     }
 
     /// The membership of a user; `Leave` when they were never there.
@@ -262,12 +319,46 @@ impl RoomView {
         })
     }
 
+    /// Walks the room's events within `orders`, newest first, until `visit` returns `false`: those in memory, and
+    /// what is before them from disk.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or `visit` fails.
+    pub fn walk_back(
+        &self,
+        store: &Store,
+        orders: (Bound<i64>, Bound<i64>),
+        mut visit: impl FnMut(Arc<TimelineEvent>) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        for event in self.tail.iter().rev() {
+            if orders.contains(&event.order) && !visit(event.clone())? {
+                return Ok(());
+            }
+        }
+        let first = self.tail.front().map_or(i64::MAX, |first| first.order);
+        let wants_older = match orders.0 {
+            Bound::Included(lower) => lower < first,
+            Bound::Excluded(lower) => lower.saturating_add(1) < first,
+            Bound::Unbounded => true,
+        };
+        if !wants_older {
+            return Ok(());
+        }
+        let upper = match orders.1 {
+            Bound::Included(upper) if upper < first => orders.1,
+            Bound::Excluded(upper) if upper < first => orders.1,
+            _ => Bound::Excluded(first),
+        };
+        store.walk_timeline(self.room, (orders.0, upper), Direction::Descending, visit)
+    }
+
     fn advance(
         &mut self,
         WrittenEvent {
             event,
             head,
             rewrite,
+            ..
         }: &WrittenEvent,
     ) {
         if event.position() <= self.position {
@@ -342,15 +433,15 @@ impl RoomCache {
         let WrittenEvent {
             event,
             head,
+            states,
             rewrite,
         } = written;
         for event in std::iter::once(event).chain(rewrite) {
             self.events
                 .insert(event.pdu.event_id().to_owned(), event.clone());
         }
-        if event.changes_state() {
-            self.states
-                .insert((event.room, event.state_after), head.state.clone());
+        for (id, state) in states {
+            self.states.insert((event.room, *id), state.clone());
         }
         let view = match self.views.get(&event.room) {
             Some(view) => {
@@ -454,10 +545,16 @@ impl Store {
                 Ok(true)
             },
         )?;
+        let key = Packed::key(Keyspace::LAST_STATE).room(room);
+        let last_id = self.inner.kv.get(&key.bytes)?;
+        let last_id = last_id.and_then(|value| Unpack(&value).u64());
+        let last_id = StateId(last_id.unwrap_or(0).max(row.state_id.0));
         let head = RoomHead {
             version: row.version,
             state: self.state(room, row.state_id)?,
-            block: self.state_block(room, row.state_id)?,
+            last: self.state(room, last_id)?,
+            last_id,
+            block: self.state_block(room, last_id)?,
             state_id: row.state_id,
             extremities: row.extremities,
             depth: row.depth,

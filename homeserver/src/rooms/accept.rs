@@ -1,0 +1,137 @@
+//! An event of another server takes its place in a room: checks 4 to 6, with the room's turn.
+//!
+//! Nothing here asks the network. What is missing is named, to be fetched without the turn.
+//! Spec: server-server API, "Checks performed on receipt of a PDU".
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use federation::{
+    event::Pdu,
+    room::{
+        StateMap,
+        auth::{AuthRejection, Verdict, judge},
+    },
+};
+use ruma::{OwnedEventId, events::TimelineEventType};
+use store::{Commit, rooms::Standing};
+
+use super::turn::{Place, Turn};
+use crate::error::{ApiError, ApiResult};
+
+/// What became of an event.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It has its place now.
+    Placed(Verdict),
+    /// It had one before.
+    Known,
+    /// These must be known first: what it is built upon, or what allows it.
+    Missing(Missing),
+}
+
+/// What an event needs that is not known.
+#[derive(Debug, Default)]
+pub struct Missing {
+    /// Of its `prev_events`: those without a known state after them.
+    pub prev_events: BTreeSet<OwnedEventId>,
+    /// Of its `auth_events`.
+    pub auth_events: BTreeSet<OwnedEventId>,
+}
+
+impl Turn {
+    /// Gives an event its place, with checks 1 to 3 behind it.
+    ///
+    /// `before` is the state before it where that was fetched; else it follows from its `prev_events`.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or a state cannot be resolved.
+    pub async fn accept(
+        &mut self,
+        commit: &mut Commit,
+        pdu: &Arc<Pdu>,
+        before: Option<StateMap>,
+    ) -> ApiResult<Outcome> {
+        if let Some(known) = self.placed(pdu.event_id())?
+            && known.standing != Some(Standing::Outlier)
+        {
+            return Ok(Outcome::Known);
+        }
+        let mut missing = Missing::default();
+        for id in pdu.auth_events() {
+            if self.pdu(id)?.is_none() {
+                missing.auth_events.insert(id.clone());
+            }
+        }
+        let before = match before {
+            Some(before) => Some(before),
+            None => self.state_before(pdu, &mut missing)?,
+        };
+        let (Some(before), true) = (before, missing.auth_events.is_empty()) else {
+            return Ok(Outcome::Missing(missing));
+        };
+        let verdict = self.judge(pdu, &before);
+        match &verdict {
+            Verdict::Accepted => {
+                commit.delete_aside(pdu.event_id());
+                let place = Place {
+                    before,
+                    alone: false,
+                };
+                self.add(commit, pdu, None, Some(place)).await?;
+            }
+            Verdict::SoftFailed(reason) => {
+                tracing::info!(event = %pdu.event_id(), %reason, "an event is soft-failed");
+                self.put_aside(commit, pdu, Standing::SoftFailed, Some(before));
+            }
+            Verdict::Rejected(reason) => {
+                tracing::info!(event = %pdu.event_id(), %reason, "an event is rejected");
+                let pdu = Arc::new(pdu.as_rejected());
+                self.put_aside(commit, &pdu, Standing::Rejected, Some(before));
+            }
+        }
+        Ok(Outcome::Placed(verdict))
+    }
+
+    /// The state before an event whose `prev_events` are all known.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or one of them is not known.
+    pub fn before(&self, pdu: &Pdu) -> ApiResult<StateMap> {
+        let before = self.state_before(pdu, &mut Missing::default())?;
+        before.ok_or_else(|| ApiError::unknown("the event is built upon what is not known"))
+    }
+
+    /// The state before an event, from the states after its `prev_events`.
+    fn state_before(&self, pdu: &Pdu, missing: &mut Missing) -> ApiResult<Option<StateMap>> {
+        let mut states = Vec::new();
+        for id in pdu.prev_events() {
+            match self.placed(id)?.and_then(|placed| placed.after) {
+                Some(after) => states.push(after),
+                None => {
+                    missing.prev_events.insert(id.clone());
+                }
+            }
+        }
+        if missing.prev_events.is_empty() {
+            self.resolve(&states, None).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Checks 4 to 6.
+    fn judge(&self, pdu: &Pdu, before: &StateMap) -> Verdict {
+        if *pdu.kind() == TimelineEventType::RoomCreate || pdu.prev_events().is_empty() {
+            let rule = "an event of a room that exists is built upon others".to_owned();
+            return Verdict::Rejected(AuthRejection { rule });
+        }
+        judge(
+            pdu,
+            &self.rules.authorization,
+            before,
+            &self.head.state,
+            // An event that cannot be read does not allow.
+            |id| self.pdu(id).ok().flatten(),
+        )
+    }
+}

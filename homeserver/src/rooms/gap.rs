@@ -1,0 +1,268 @@
+//! What an event of another server needs and this one does not know: fetched, within bounds.
+//!
+//! Events between what is known and the new one come by `get_missing_events`. Where those end in a gap still,
+//! the state before the oldest is asked for. Everything is asked of the server that sent the event.
+//! Spec: server-server API, "Backfilling and retrieving missing events", "Retrieving events".
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use federation::{event::Pdu, room::StateMap};
+use futures_util::{StreamExt as _, stream};
+use ruma::{
+    EventId, OwnedEventId, UInt,
+    api::federation::{
+        authorization::get_event_authorization,
+        event::{get_event, get_missing_events, get_room_state, get_room_state_ids},
+    },
+};
+use serde_json::value::RawValue;
+
+use super::{accept::Missing, foreign, receive::Receiving};
+use crate::{
+    error::{ApiError, ApiResult},
+    peers,
+};
+
+/// How many events between the known ones and a new one are asked for.
+const MISSING_EVENTS_MAX: u32 = 50;
+
+/// For how many events the state before them is asked for, to place one new event.
+const STATES_MAX: usize = 20;
+
+/// How many events are fetched one by one; when more are missing, the whole state is.
+const SINGLE_EVENTS_MAX: usize = 50;
+
+/// How many events are fetched at once.
+const EVENTS_AT_ONCE: usize = 5;
+
+/// Places an event that needs what is not known.
+///
+/// # Errors
+/// When something cannot be had. Nothing of the event is kept then.
+pub(super) async fn fill(
+    receiving: &mut Receiving<'_>,
+    pdu: &Arc<Pdu>,
+    missing: Missing,
+) -> ApiResult<()> {
+    let mut filling = Filling {
+        receiving,
+        states: 0,
+    };
+    if !missing.prev_events.is_empty() {
+        filling.between(pdu).await?;
+    }
+    filling.settle(pdu, true).await
+}
+
+struct Filling<'a, 'b> {
+    receiving: &'a mut Receiving<'b>,
+    /// How many states were asked for.
+    states: usize,
+}
+
+impl Filling<'_, '_> {
+    /// Fetches and places the events between what is known and `pdu`.
+    async fn between(&mut self, pdu: &Arc<Pdu>) -> ApiResult<()> {
+        let receiving = &*self.receiving;
+        let view = receiving.app.store.room(receiving.room)?;
+        let earliest = view.map(|view| view.head.extremities.clone());
+        let mut request = get_missing_events::v1::Request::new(
+            receiving.room_id.to_owned(),
+            earliest.unwrap_or_default(),
+            vec![pdu.event_id().to_owned()],
+        );
+        request.limit = UInt::from(MISSING_EVENTS_MAX);
+        let answer = peers::ask(receiving.app, &receiving.origin, request).await;
+        let mut raw = match answer {
+            Ok(answer) => answer.events,
+            Err(error) => {
+                tracing::info!(%error, "missing events could not be had");
+                return Ok(());
+            }
+        };
+        raw.truncate(MISSING_EVENTS_MAX as usize);
+        let mut events = self.checked(&raw).await;
+        events.retain(|event| event.event_id() != pdu.event_id());
+        events.sort_by_key(|event| event.depth());
+        for event in events {
+            // One that cannot be placed leaves a gap, which is dealt with where something is built upon it.
+            if let Err(error) = self.settle(&event, false).await {
+                tracing::info!(event = %event.event_id(), reason = %error.message, "left out");
+            }
+        }
+        Ok(())
+    }
+
+    /// Places an event, with the state before it asked for where it is built upon what is not known.
+    ///
+    /// `deep`: rather than the state before the event itself, that before each of its `prev_events` is
+    /// asked for, so that the state before it is this server's own finding.
+    async fn settle(&mut self, pdu: &Arc<Pdu>, deep: bool) -> ApiResult<()> {
+        let Some(missing) = self.receiving.place(pdu, None).await? else {
+            return Ok(());
+        };
+        if !missing.auth_events.is_empty() {
+            self.auth_chain(pdu.event_id()).await?;
+        }
+        let mut before = None;
+        if deep {
+            for id in &missing.prev_events {
+                let Some(prev) = self.event(id).await? else {
+                    return Err(unobtainable("an event that it is built upon"));
+                };
+                if !self
+                    .receiving
+                    .place(&prev, None)
+                    .await?
+                    .is_some_and(|missing| {
+                        !missing.auth_events.is_empty() || !missing.prev_events.is_empty()
+                    })
+                {
+                    continue;
+                }
+                self.auth_chain(id).await?;
+                let state = self.state_before(id).await?;
+                if self.receiving.place(&prev, Some(state)).await?.is_some() {
+                    return Err(unobtainable("what allows an event that it is built upon"));
+                }
+            }
+        } else if !missing.prev_events.is_empty() {
+            before = Some(self.state_before(pdu.event_id()).await?);
+        }
+        match self.receiving.place(pdu, before).await? {
+            None => Ok(()),
+            Some(_) => Err(unobtainable("what it needs")),
+        }
+    }
+
+    async fn checked(&self, raw: &[Box<RawValue>]) -> Vec<Arc<Pdu>> {
+        let receiving = &*self.receiving;
+        foreign::checked(receiving.app, receiving.room_id, receiving.rules, raw).await
+    }
+
+    /// One event, by its ID.
+    async fn event(&self, id: &EventId) -> ApiResult<Option<Arc<Pdu>>> {
+        let receiving = &*self.receiving;
+        if let Some(pdu) = receiving.app.store.pdu(id)? {
+            return Ok(Some(pdu));
+        }
+        let request = get_event::v1::Request::new(id.to_owned());
+        match peers::ask(receiving.app, &receiving.origin, request).await {
+            Ok(answer) => {
+                let mut events = self.checked(&[answer.pdu]).await;
+                events.retain(|pdu| pdu.event_id() == id);
+                Ok(events.pop())
+            }
+            Err(error) => {
+                tracing::info!(event = %id, %error, "an event could not be had");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Fetches and keeps the auth chain of an event.
+    async fn auth_chain(&mut self, id: &EventId) -> ApiResult<()> {
+        let receiving = &*self.receiving;
+        let room_id = receiving.room_id.to_owned();
+        let request = get_event_authorization::v1::Request::new(room_id, id.to_owned());
+        match peers::ask(receiving.app, &receiving.origin, request).await {
+            Ok(answer) => {
+                let events = self.checked(&answer.auth_chain).await;
+                self.receiving.keep(events).await
+            }
+            Err(error) => {
+                tracing::info!(event = %id, %error, "an auth chain could not be had");
+                Ok(())
+            }
+        }
+    }
+
+    /// Fetches the state before an event.
+    async fn state_before(&mut self, id: &EventId) -> ApiResult<StateMap> {
+        if self.states == STATES_MAX {
+            return Err(unobtainable("more states than are asked for"));
+        }
+        self.states += 1;
+        let receiving = &*self.receiving;
+        let (app, origin) = (receiving.app, &receiving.origin);
+        let request =
+            get_room_state_ids::v1::Request::new(id.to_owned(), receiving.room_id.to_owned());
+        let answer = peers::ask(app, origin, request).await.map_err(|error| {
+            tracing::info!(event = %id, %error, "a state could not be had");
+            unobtainable("the state before it")
+        })?;
+        let ids = answer.pdu_ids.iter().chain(&answer.auth_chain_ids);
+        let mut unknown = BTreeSet::new();
+        for id in ids {
+            if app.store.pdu(id)?.is_none() {
+                unknown.insert(id.clone());
+            }
+        }
+        if !unknown.is_empty() {
+            let events = if unknown.len() > SINGLE_EVENTS_MAX {
+                self.whole_state(id).await?
+            } else {
+                self.single_events(&unknown).await?
+            };
+            self.receiving.keep(events).await?;
+            self.receiving.flushed().await?;
+        }
+        self.state_of(&answer.pdu_ids)
+    }
+
+    async fn whole_state(&self, id: &EventId) -> ApiResult<Vec<Arc<Pdu>>> {
+        let receiving = &*self.receiving;
+        let room_id = receiving.room_id.to_owned();
+        let request = get_room_state::v1::Request::new(id.to_owned(), room_id);
+        let answer = peers::ask(receiving.app, &receiving.origin, request).await;
+        let answer = answer.map_err(|error| {
+            tracing::info!(event = %id, %error, "a state could not be had");
+            unobtainable("the state before it")
+        })?;
+        let mut events = self.checked(&answer.auth_chain).await;
+        events.extend(self.checked(&answer.pdus).await);
+        Ok(events)
+    }
+
+    async fn single_events(&self, ids: &BTreeSet<OwnedEventId>) -> ApiResult<Vec<Arc<Pdu>>> {
+        let fetches = ids
+            .clone()
+            .into_iter()
+            .map(|id| async move { self.event(&id).await });
+        let fetched: Vec<_> = stream::iter(fetches)
+            .buffered(EVENTS_AT_ONCE)
+            .collect()
+            .await;
+        let fetched: ApiResult<Vec<_>> = fetched.into_iter().collect();
+        Ok(fetched?.into_iter().flatten().collect())
+    }
+
+    /// The state that these events make; those that are not known, or rejected, are not in it.
+    fn state_of(&self, ids: &[OwnedEventId]) -> ApiResult<StateMap> {
+        let mut entries: BTreeMap<(String, String), OwnedEventId> = BTreeMap::new();
+        for id in ids {
+            let Some(pdu) = self.receiving.app.store.pdu(id)? else {
+                tracing::info!(event = %id, "an event of a state could not be had");
+                continue;
+            };
+            if let (Some(key), false) = (pdu.state_key(), pdu.is_rejected()) {
+                entries.insert((pdu.kind().to_string(), key.to_owned()), id.clone());
+            }
+        }
+        let mut state = StateMap::new();
+        for ((kind, key), id) in entries {
+            state.insert(&kind, &key, id);
+        }
+        if state.get("m.room.create", "").is_none() {
+            return Err(unobtainable("a state with the room's creation"));
+        }
+        Ok(state)
+    }
+}
+
+fn unobtainable(what: &str) -> ApiError {
+    ApiError::bad_gateway(format!("the event is dropped: {what} could not be had"))
+}

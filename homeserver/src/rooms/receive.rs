@@ -1,0 +1,202 @@
+//! Events arrive from another server.
+//!
+//! What is checked, in order (server-server API, "Checks performed on receipt of a PDU"): format, signatures
+//! and content hash in [`foreign`], without the room's turn; then [`Turn::accept`] with it. What an event
+//! needs and is not known is fetched in [`gap`], without the turn again.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use federation::{event::Pdu, room::StateMap};
+use futures_util::{StreamExt as _, stream};
+use ruma::{
+    OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName,
+    room_version_rules::RoomVersionRules,
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use store::{
+    Commit, Pending,
+    keys::RoomNum,
+    rooms::{Membership, RoomView},
+};
+
+use super::{
+    accept::{Missing, Outcome},
+    acl, foreign, gap,
+};
+use crate::{error::ApiResult, server::App};
+
+/// In how many rooms events of one transaction are received at once.
+const ROOMS_AT_ONCE: usize = 8;
+
+#[derive(Deserialize)]
+struct OfRoom {
+    room_id: OwnedRoomId,
+}
+
+/// What became of each event of a transaction: an error is told, a rejection is not one.
+pub type Results = BTreeMap<OwnedEventId, Result<(), String>>;
+
+/// Receives the events of a transaction, those of a room in order.
+///
+/// An event of a room that this server is not in is passed over.
+pub async fn receive(app: &App, origin: &ServerName, raw: Vec<Box<RawValue>>) -> Results {
+    let mut by_room: BTreeMap<OwnedRoomId, Vec<Box<RawValue>>> = BTreeMap::new();
+    for raw in raw {
+        match serde_json::from_str::<OfRoom>(raw.get()) {
+            Ok(OfRoom { room_id }) => by_room.entry(room_id).or_default().push(raw),
+            Err(error) => tracing::info!(%origin, %error, "an event is dropped: it names no room"),
+        }
+    }
+    let rooms = by_room.into_iter().map(|(room_id, raw)| async move {
+        match in_room(app, origin, &room_id, &raw).await {
+            Ok(results) => results,
+            Err(error) => {
+                tracing::warn!(%origin, %room_id, reason = %error.message, "events were not received");
+                Results::new()
+            }
+        }
+    });
+    let results = stream::iter(rooms).buffer_unordered(ROOMS_AT_ONCE);
+    results
+        .fold(Results::new(), async |mut all, results| {
+            all.extend(results);
+            all
+        })
+        .await
+}
+
+/// Whether a user of this server is joined.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn is_resident(app: &App, view: &RoomView) -> ApiResult<bool> {
+    for (user, membership) in &view.head.members {
+        if *membership == Membership::Join && app.is_local(&*app.store.user_id(*user)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn in_room(
+    app: &App,
+    origin: &ServerName,
+    room_id: &RoomId,
+    raw: &[Box<RawValue>],
+) -> ApiResult<Results> {
+    let mut results = Results::new();
+    let Some(room) = app.store.find_room(room_id)? else {
+        return Ok(results);
+    };
+    let Some(view) = app.store.room(room)?.filter(|view| {
+        // A store that cannot be read does not receive.
+        is_resident(app, view).unwrap_or(false)
+    }) else {
+        return Ok(results);
+    };
+    // One after the other: two that fill the same gap would fetch everything twice.
+    let _receiving = app.rooms.receiving(room).await;
+    let pdus = foreign::checked(app, room_id, view.rules, raw).await;
+    let mut receiving = Receiving::new(app, origin, room, room_id, view.rules);
+    for pdu in pdus {
+        let id = pdu.event_id().to_owned();
+        let result = if acl::allows(app, room, origin)? {
+            receiving.take(&pdu).await.map_err(|error| {
+                tracing::info!(%origin, event = %id, reason = %error.message, "an event is dropped");
+                error.message.into_owned()
+            })
+        } else {
+            Err("the room's server ACL shuts this server out".to_owned())
+        };
+        results.insert(id, result);
+    }
+    receiving.flushed().await?;
+    Ok(results)
+}
+
+/// Events of one room, coming from one server.
+pub struct Receiving<'a> {
+    pub(super) app: &'a App,
+    /// Who is asked for what is missing.
+    pub(super) origin: OwnedServerName,
+    pub(super) room: RoomNum,
+    pub(super) room_id: &'a RoomId,
+    pub(super) rules: &'static RoomVersionRules,
+    pending: Vec<Pending>,
+}
+
+impl<'a> Receiving<'a> {
+    /// Nothing received yet.
+    pub fn new(
+        app: &'a App,
+        origin: &ServerName,
+        room: RoomNum,
+        room_id: &'a RoomId,
+        rules: &'static RoomVersionRules,
+    ) -> Self {
+        Self {
+            app,
+            origin: origin.to_owned(),
+            room,
+            room_id,
+            rules,
+            pending: Vec::new(),
+        }
+    }
+
+    /// Receives an event that passed checks 1 to 3, and what it needs.
+    ///
+    /// # Errors
+    /// When what it needs cannot be had: it is dropped then.
+    pub async fn take(&mut self, pdu: &Arc<Pdu>) -> ApiResult<()> {
+        match self.place(pdu, None).await? {
+            None => Ok(()),
+            Some(missing) => gap::fill(self, pdu, missing).await,
+        }
+    }
+
+    /// Gives an event its place; what it needs first, if it cannot have one yet.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(super) async fn place(
+        &mut self,
+        pdu: &Arc<Pdu>,
+        before: Option<StateMap>,
+    ) -> ApiResult<Option<Missing>> {
+        let mut turn = self.app.rooms.turn(self.app, self.room_id).await?;
+        let mut commit = Commit::new();
+        match turn.accept(&mut commit, pdu, before).await? {
+            Outcome::Known => Ok(None),
+            Outcome::Missing(missing) => Ok(Some(missing)),
+            Outcome::Placed(_) => {
+                self.pending.push(turn.finish(commit).await?);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Keeps events whose place is not known.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(super) async fn keep(&mut self, events: Vec<Arc<Pdu>>) -> ApiResult<()> {
+        let mut turn = self.app.rooms.turn(self.app, self.room_id).await?;
+        let mut commit = Commit::new();
+        turn.keep_outliers(&mut commit, events)?;
+        self.pending.push(turn.finish(commit).await?);
+        Ok(())
+    }
+
+    /// Waits until everything that was received survives kill -9.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn flushed(&mut self) -> ApiResult<()> {
+        for pending in self.pending.drain(..) {
+            pending.flushed().await?;
+        }
+        Ok(())
+    }
+}
