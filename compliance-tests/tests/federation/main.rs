@@ -8,6 +8,7 @@
 
 mod devices;
 mod directory;
+mod history;
 mod joining;
 mod keys;
 mod media;

@@ -22,7 +22,7 @@ pub const CHAIN_EVENTS_MAX: usize = 200_000;
 /// # Errors
 /// When the store cannot be read.
 pub fn known(app: &App, view: &RoomView, event_id: &EventId) -> ApiResult<Option<Arc<Pdu>>> {
-    let pdu = app.store.event(event_id)?.map(|event| event.pdu.clone());
+    let pdu = app.store.pdu(event_id)?;
     Ok(pdu.filter(|pdu| pdu.room_id() == view.room_id))
 }
 

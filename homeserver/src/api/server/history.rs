@@ -28,7 +28,10 @@ use store::{kv, rooms::TimelineEvent};
 use crate::{
     error::{ApiError, ApiResult},
     http::{Origin, Routes},
-    rooms::{chains, served::Asker},
+    rooms::{
+        chains,
+        served::{self, Asker},
+    },
     server::App,
 };
 
@@ -173,13 +176,15 @@ async fn missing(
     Ok(get_missing_events::v1::Response::new(events))
 }
 
+type Pdus = Vec<Arc<Pdu>>;
+
 /// The state before an event, and its auth chain.
 fn state_before(
     app: &App,
     origin: &Origin,
     room_id: &ruma::RoomId,
     event_id: &ruma::EventId,
-) -> ApiResult<(Vec<Arc<Pdu>>, Vec<Arc<Pdu>>)> {
+) -> ApiResult<(Pdus, Pdus)> {
     let asker = Asker::of(app, room_id, &origin.name)?;
     asker.must_be_joined()?;
     let event = asker.event(app, event_id)?.ok_or_else(no_such_event)?;
@@ -225,10 +230,8 @@ async fn event(
     origin: Origin,
     request: get_event::v1::Request,
 ) -> ApiResult<get_event::v1::Response> {
-    let found = app
-        .store
-        .event(&request.event_id)?
-        .ok_or_else(no_such_event)?;
+    let found = served::find(&app, &request.event_id)?;
+    let (found, _) = found.ok_or_else(no_such_event)?;
     let room_id = found.pdu.room_id();
     let mut asker = Asker::of(&app, room_id, &origin.name).map_err(|error| {
         if error.status == http::StatusCode::FORBIDDEN {
