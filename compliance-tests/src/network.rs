@@ -31,6 +31,8 @@ pub struct Network(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     now_ms: Arc<AtomicU64>,
+    /// Whether this is none: requests go over real connections.
+    internet: bool,
     state: Mutex<State>,
 }
 
@@ -54,8 +56,18 @@ impl Default for Network {
 impl Network {
     /// A network without servers.
     pub fn new() -> Self {
+        Self::with(false)
+    }
+
+    /// No network: who is linked to it uses real connections.
+    pub(crate) fn internet() -> Self {
+        Self::with(true)
+    }
+
+    fn with(internet: bool) -> Self {
         Self(Arc::new(Inner {
             now_ms: Arc::new(AtomicU64::new(BEGINNING_MS)),
+            internet,
             state: Mutex::default(),
         }))
     }
@@ -184,6 +196,12 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) fn name(&self) -> &ServerName {
         &self.name
+    }
+
+    /// The way of the server's requests; `None` is the internet.
+    pub(crate) fn transport(self: &Arc<Self>) -> Option<Arc<dyn Transport>> {
+        let link: Arc<dyn Transport> = self.clone();
+        (!self.network.0.internet).then_some(link)
     }
 
     pub(crate) fn now_ms(&self) -> Arc<AtomicU64> {

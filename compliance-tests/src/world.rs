@@ -101,6 +101,13 @@ impl World {
         Self::start(directory, engine_on_disk(), link, federating(change)).await
     }
 
+    /// A server that federates over real connections, also to addresses of this machine.
+    pub async fn on_the_internet(name: &str, change: impl FnOnce(&mut Config)) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let link = Network::internet().link(name);
+        Self::start(directory, engine(), link, federating(change)).await
+    }
+
     /// The same with rows on disk, so that it can be [restarted](Self::restart).
     ///
     /// # Panics
@@ -158,7 +165,7 @@ impl World {
         let seams = Seams {
             clock: Clock::Simulated(now_ms.clone()),
             entropy: Entropy::from_seed(link.seed()),
-            transport: Some(link.clone()),
+            transport: link.transport(),
             inline: true,
         };
         let server = Server::start(config, seams, engine)

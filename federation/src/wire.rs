@@ -1,11 +1,15 @@
-//! How servers talk: who signs what, whose keys are needed, where a server is found.
+//! How servers talk: who signs what, whose keys are needed, where a server is found; transactions, what is in
+//! them, and when they are sent.
 //!
 //! Reading order: [`request`] (the signature of a request) → [`keyring`] (the keys of a server) →
-//! [`discovery`] (a server's name to an address).
+//! [`discovery`] (a server's name to an address); [`transaction`] → [`edu`] → [`queue`] (what waits for a destination).
 
 pub mod discovery;
+pub mod edu;
 pub mod keyring;
+pub mod queue;
 pub mod request;
+pub mod transaction;
 
 use ruma::serde::Base64;
 

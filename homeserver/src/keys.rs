@@ -165,7 +165,7 @@ fn prepare(
         if app.store.get(DEVICE_KEYS, key.clone())?.as_ref() != Some(keys) {
             signing::forget_signatures(&app.store, commit, user, Some(device.as_str()))?;
             commit.put(DEVICE_KEYS, key, keys);
-            lists::note(&app.store, commit, user)?;
+            lists::note(&app.store, commit, user, lists::What::Device(device))?;
         }
     }
     let present = one_time_keys(&app.store, user, device)?;
@@ -262,6 +262,25 @@ pub fn counts(store: &Store, user: UserNum, device: &DeviceId) -> ApiResult<Coun
     Ok(counts)
 }
 
+/// The identity keys of a device of a local user, with all of the user's signatures.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn device_keys(
+    app: &App,
+    user: UserNum,
+    device: &DeviceId,
+) -> ApiResult<Option<Map<String, Value>>> {
+    let key = of_device(Keyspace::DEVICE_KEYS, user, device);
+    let Some(mut keys) = app.store.get(DEVICE_KEYS, key)? else {
+        return Ok(None);
+    };
+    // Only its user's server says what is beside the signed part.
+    keys.remove("unsigned");
+    signing::add_signatures(app, &mut keys, (user, device.as_str()), None)?;
+    Ok(Some(keys))
+}
+
 /// Identity keys by user and device, with the devices' names.
 pub type DeviceKeys = BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, Map<String, Value>>>;
 
@@ -284,7 +303,7 @@ pub fn query(
             if !devices.is_empty() && !devices.contains(&device) {
                 continue;
             }
-            let Some(mut keys) = of_one(app, user, &device)? else {
+            let Some(mut keys) = device_keys(app, user, &device)? else {
                 continue;
             };
             if let Some(name) = row.display_name {
@@ -318,18 +337,6 @@ pub fn query_from_outside(
     Ok(found)
 }
 
-/// The identity keys of a device, with what its user signed of them; `None` when it has none.
-fn of_one(app: &App, user: UserNum, device: &DeviceId) -> ApiResult<Option<Map<String, Value>>> {
-    let key = of_device(Keyspace::DEVICE_KEYS, user, device);
-    let Some(mut keys) = app.store.get(DEVICE_KEYS, key)? else {
-        return Ok(None);
-    };
-    // Only its user's server says what is beside the signed part.
-    keys.remove("unsigned");
-    signing::add_signatures(app, &mut keys, (user, device.as_str()), None)?;
-    Ok(Some(keys))
-}
-
 /// A device as other servers are told of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Told {
@@ -349,7 +356,7 @@ pub struct Told {
 pub fn told(app: &App, user: UserNum, user_id: &UserId) -> ApiResult<Vec<Told>> {
     let mut told = Vec::new();
     for (device_id, row) in app.accounts.devices(user)? {
-        if let Some(mut keys) = of_one(app, user, &device_id)? {
+        if let Some(mut keys) = device_keys(app, user, &device_id)? {
             signing::keep_own_signatures(&mut keys, user_id);
             let shared = app.config.federation.share_device_names;
             told.push(Told {

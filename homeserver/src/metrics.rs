@@ -17,6 +17,8 @@ use std::{
     time::Duration,
 };
 
+use federation::wire::queue::Outcome;
+
 use crate::{http::limits::Doing, log::Reader, server::App};
 
 /// Upper bounds of the buckets for durations, in microseconds; the last bucket has none.
@@ -117,9 +119,26 @@ pub struct Metrics {
     readers: Mutex<Vec<Reader>>,
     transactions_taken: AtomicU64,
     transactions_failed: AtomicU64,
+    sent_to_servers: [AtomicU64; SENT.len()],
 }
 
+/// What can become of a transaction for another server.
+const SENT: [&str; 3] = ["taken", "refused", "failed"];
+
 impl Metrics {
+    /// Another server was sent a transaction.
+    pub fn federation_transaction(&self, outcome: Outcome) {
+        let slot = match outcome {
+            Outcome::Taken => 0,
+            Outcome::Refused => 1,
+            Outcome::Failed { .. } => 2,
+            Outcome::Empty => return,
+        };
+        if let Some(count) = self.sent_to_servers.get(slot) {
+            count.fetch_add(1, Relaxed);
+        }
+    }
+
     /// These routes are measured. The first call counts.
     pub fn measure(&self, routes: Vec<Arc<Measured>>) {
         drop(self.routes.set(routes));
@@ -161,6 +180,7 @@ pub async fn render(app: &App) -> String {
     page.log(app);
     page.kind("store_disk_bytes", "gauge", "Size of the data directory.");
     page.value("store_disk_bytes", &[], disk);
+    page.federation(app);
     page.memory(app);
     page.waiting(app);
     page.refused(app);
@@ -293,6 +313,24 @@ impl Page {
             ("failed", &app.metrics.transactions_failed),
         ] {
             self.value(name, &[("outcome", outcome)], count.load(Relaxed));
+        }
+    }
+
+    fn federation(&mut self, app: &App) {
+        let name = "federation_transactions_total";
+        self.kind(name, "counter", "Transactions sent to other servers.");
+        for (outcome, count) in SENT.iter().zip(&app.metrics.sent_to_servers) {
+            self.value(name, &[("outcome", outcome)], count.load(Relaxed));
+        }
+        let name = "federation_destinations";
+        self.kind(
+            name,
+            "gauge",
+            "Other servers that are sent something, or were lately.",
+        );
+        for (condition, count) in app.outgoing.conditions() {
+            let condition = crate::peers::sender::condition_name(condition);
+            self.value(name, &[("condition", condition)], count);
         }
     }
 

@@ -11,6 +11,7 @@ pub mod keys;
 pub mod origin;
 pub mod request;
 mod resolve;
+pub mod sender;
 pub mod transport;
 
 use std::{

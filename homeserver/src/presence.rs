@@ -24,6 +24,13 @@ const SYNCED_MS: u64 = 30_000;
 /// How long a user who does nothing is still online, in milliseconds.
 const IDLE_MS: u64 = 300_000;
 
+/// How long what another server says of its user holds, in milliseconds: servers say it again every
+/// [`SAY_AGAIN_MS`].
+const HEARD_MS: u64 = 30 * 60_000;
+
+/// How often other servers are told again of who is still there, in milliseconds. Spec: none; others do so.
+pub const SAY_AGAIN_MS: u64 = 25 * 60_000;
+
 /// How often it is looked who has gone.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -72,10 +79,19 @@ struct Entry {
     status: Option<String>,
     active_ms: u64,
     changed: Moment,
+    /// What their server said of a user of another one, and until when that holds.
+    heard: Option<(State, u64)>,
 }
 
 impl Entry {
     fn look(&self, now_ms: u64) -> State {
+        if let Some((state, until_ms)) = self.heard {
+            return if until_ms > now_ms {
+                state
+            } else {
+                State::Offline
+            };
+        }
         let present = self.devices.values().map(|(state, _)| *state).max();
         match present.unwrap_or_default() {
             State::Online if self.active_ms + IDLE_MS <= now_ms => State::Unavailable,
@@ -145,6 +161,28 @@ impl Presence {
             told = entry.status != status;
             entry.status = status;
         }
+        inner.settle(moments, user, now_ms, told)
+    }
+
+    /// The server of a user says how they are. Whether others see a difference.
+    pub fn hear(
+        &self,
+        moments: &Moments,
+        user: UserNum,
+        state: State,
+        status: Option<String>,
+        active_ms: u64,
+        now_ms: u64,
+    ) -> bool {
+        let mut inner = self.lock();
+        if inner.users.len() >= USERS_MAX && !inner.users.contains_key(&user) {
+            return false;
+        }
+        let entry = inner.users.entry(user).or_default();
+        entry.heard = Some((state, now_ms + HEARD_MS));
+        entry.active_ms = active_ms.min(now_ms);
+        let told = entry.status != status;
+        entry.status = status;
         inner.settle(moments, user, now_ms, told)
     }
 

@@ -80,6 +80,8 @@ pub struct Parts {
     pub rooms: Rooms,
     /// Held while keys of devices change.
     pub key_turn: crate::keys::KeyTurn,
+    /// Whose devices are being fetched from their server.
+    pub fetching: crate::keys::remote::Fetching,
     /// Held while account data is read, changed and written.
     pub account_data_turns: crate::account_data::Turns,
     /// Push rules, counts, pushers.
@@ -106,6 +108,10 @@ pub struct Parts {
     pub wakeups: Wakeups,
     /// What each connection of sliding sync was told.
     pub connections: Connections,
+    /// What other servers are sent.
+    pub outgoing: crate::peers::sender::Outgoing,
+    /// What other servers said that cannot be shown yet.
+    pub early: crate::peers::edus::Early,
     /// What is counted and measured.
     pub metrics: Metrics,
     /// Whether the store could write lately.
@@ -156,6 +162,9 @@ pub enum StartError {
     /// The user of an application service cannot be made; the log says why.
     #[error("the users of the application services cannot be made")]
     Appservices,
+    /// How far other servers have been told cannot be read; the log says why.
+    #[error("how far other servers have been told cannot be read")]
+    Federation,
     /// A part of the configuration that is only seen when it is used.
     #[error("{0}")]
     Config(String),
@@ -201,6 +210,7 @@ impl Server {
             peers: Peers::new(transport),
             rooms: Rooms::new(store.clone()),
             key_turn: crate::keys::KeyTurn::default(),
+            fetching: crate::keys::remote::Fetching::default(),
             account_data_turns: crate::account_data::Turns::default(),
             push: crate::push::Push::default(),
             media,
@@ -214,6 +224,8 @@ impl Server {
             nonces: Nonces::default(),
             wakeups: Wakeups::default(),
             connections: Connections::default(),
+            outgoing: crate::peers::sender::Outgoing::default(),
+            early: crate::peers::edus::Early::default(),
             metrics: Metrics::default(),
             health: Health::default(),
             tasks: Tasks::default(),
@@ -247,6 +259,11 @@ impl Server {
         if app.config.presence.enabled {
             app.tasks
                 .spawn("presence", crate::presence::watch(app.clone()));
+        }
+        if crate::peers::sender::is_on(&app) {
+            let sender = crate::peers::sender::begin(&app).await;
+            let sender = sender.map_err(|_| StartError::Federation)?;
+            app.tasks.spawn("federation", sender);
         }
         start_appservices(&app)
             .await

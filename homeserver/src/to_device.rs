@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use ruma::{DeviceId, OwnedDeviceId, OwnedUserId};
+use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
 use serde_json::{json, value::RawValue};
 use sha2::{Digest as _, Sha256};
 use store::{
@@ -17,6 +17,7 @@ use store::{
 use crate::{
     error::{ApiError, ApiResult},
     http::Caller,
+    peers::sender,
     server::App,
 };
 
@@ -41,7 +42,7 @@ fn before(user: UserNum, device: &DeviceId, position: Position) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Sends messages to devices of local users, once for each transaction ID.
+/// Sends messages to devices, once for each transaction ID. Those for users of other servers wait for these.
 ///
 /// # Errors
 /// `M_TOO_LARGE` when they are too many.
@@ -64,6 +65,28 @@ pub async fn send(
     }
     let mut commit = Commit::new();
     commit.put_raw(txn, Packed::new());
+    let mut recipients = deliver(app, &mut commit, &caller.user_id, kind, messages)?;
+    if sender::is_on(app) {
+        recipients += sender::messages::keep(app, &mut commit, &caller.user_id, kind, messages)?;
+    }
+    if recipients > RECIPIENTS_MAX {
+        return Err(ApiError::too_large("the messages are for too many devices"));
+    }
+    app.store.commit(commit).await?;
+    Ok(())
+}
+
+/// Adds the messages for devices of local users, and says for how many devices there were any.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn deliver(
+    app: &App,
+    commit: &mut Commit,
+    sender: &UserId,
+    kind: &str,
+    messages: &Messages,
+) -> ApiResult<usize> {
     let mut recipients = 0;
     for (user_id, contents) in messages {
         let user = app.store.find_user(user_id)?;
@@ -72,7 +95,7 @@ pub async fn send(
         };
         let devices = app.accounts.devices(user)?;
         for (to, content) in contents {
-            let message = json!({ "type": kind, "sender": caller.user_id, "content": content });
+            let message = json!({ "type": kind, "sender": sender, "content": content });
             for (device, _) in devices.iter().filter(|(id, _)| to == "*" || id == to) {
                 recipients += 1;
                 let entry = commit.log(Change::ToDevice {
@@ -84,11 +107,7 @@ pub async fn send(
             }
         }
     }
-    if recipients > RECIPIENTS_MAX {
-        return Err(ApiError::too_large("the messages are for too many devices"));
-    }
-    app.store.commit(commit).await?;
-    Ok(())
+    Ok(recipients)
 }
 
 /// The first messages in `since < position <= until`, and up to where they are all told.

@@ -94,9 +94,13 @@ async fn a_server_tells_its_keys_and_those_it_had_before() {
     assert!(keys["valid_until_ts"].as_u64().unwrap() >= network.now_ms() + 60 * 60 * 1_000);
     let expired = json!({ "ed25519:old": { "key": old, "expired_ts": 1_700_000_000_000_u64 } });
     assert_eq!(keys["old_verify_keys"], expired);
-    let [key_id] = &Vec::from_iter(keys["verify_keys"].as_object().unwrap().keys())[..] else {
-        panic!("{keys}");
-    };
+    assert_eq!(keys["verify_keys"].as_object().unwrap().len(), 1);
+    let (key_id, _) = keys["verify_keys"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .next()
+        .unwrap();
     assert!(keys["signatures"]["hs1"][key_id.as_str()].is_string());
     assert_eq!(get(&hs1, "/_matrix/key/v2/server/ed25519:any").await, keys);
     // What it says is what another server believes.
@@ -494,8 +498,7 @@ async fn an_answer_that_drips_is_given_up() {
         Response::new(Body::from_stream(drip))
     })
     .await;
-    let begin = tokio::time::Instant::now();
-    assert!(!verifies(&hs1, &event).await);
-    let waited = begin.elapsed().as_secs();
-    assert!((19..=21).contains(&waited), "{waited}");
+    // Twenty seconds, which pass at once while nothing else happens.
+    let verified = tokio::time::timeout(std::time::Duration::from_secs(21), verifies(&hs1, &event));
+    assert!(!verified.await.unwrap());
 }

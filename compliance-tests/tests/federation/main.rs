@@ -8,10 +8,14 @@
 
 mod devices;
 mod directory;
+mod edus;
 mod history;
+mod inbox;
 mod joining;
 mod keys;
 mod media;
 mod profiles;
 mod requests;
+mod resolving;
+mod sending;
 mod spaces;

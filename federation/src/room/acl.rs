@@ -52,8 +52,8 @@ mod tests {
         Pdu::from_canonical(&object, &rules_of(&RoomVersionId::V11).unwrap()).unwrap()
     }
 
-    fn may(content: Value, server: &str) -> bool {
-        allows(Some(&acl(&content)), server.try_into().unwrap())
+    fn may(content: &Value, server: &str) -> bool {
+        allows(Some(&acl(content)), server.try_into().unwrap())
     }
 
     #[test]
@@ -63,15 +63,15 @@ mod tests {
 
     #[test]
     fn a_list_without_allow_keeps_everybody_out() {
-        assert!(!may(json!({}), "hs2"));
-        assert!(!may(json!({ "deny": ["hs3"] }), "hs2"));
+        assert!(!may(&json!({}), "hs2"));
+        assert!(!may(&json!({ "deny": ["hs3"] }), "hs2"));
     }
 
     #[test]
     fn deny_beats_allow() {
-        assert!(may(json!({ "allow": ["*"], "deny": ["hs3"] }), "hs2"));
+        assert!(may(&json!({ "allow": ["*"], "deny": ["hs3"] }), "hs2"));
         assert!(!may(
-            json!({ "allow": ["*", "hs3"], "deny": ["hs3"] }),
+            &json!({ "allow": ["*", "hs3"], "deny": ["hs3"] }),
             "hs3"
         ));
     }
@@ -79,27 +79,27 @@ mod tests {
     #[test]
     fn globs_match_without_regard_to_case_and_port() {
         let list = json!({ "allow": ["*"], "deny": ["*.Evil.example", "b?d"] });
-        assert!(!may(list.clone(), "a.EVIL.example:8448"));
-        assert!(!may(list.clone(), "bad:443"));
-        assert!(may(list.clone(), "baad"));
-        assert!(may(list, "evil.example"));
+        assert!(!may(&list, "a.EVIL.example:8448"));
+        assert!(!may(&list, "bad:443"));
+        assert!(may(&list, "baad"));
+        assert!(may(&list, "evil.example"));
     }
 
     #[test]
     fn ip_literals_are_allowed_unless_the_list_says_otherwise() {
         for address in ["192.0.2.1", "192.0.2.1:8448", "[2001:db8::1]:8448"] {
-            assert!(may(json!({ "allow": ["*"] }), address), "{address}");
+            assert!(may(&json!({ "allow": ["*"] }), address), "{address}");
             let list = json!({ "allow": ["*"], "allow_ip_literals": false });
-            assert!(!may(list, address), "{address}");
+            assert!(!may(&list, address), "{address}");
         }
     }
 
     #[test]
     fn what_cannot_be_read_counts_as_absent() {
-        assert!(!may(json!({ "allow": "hs2" }), "hs2"));
-        assert!(may(json!({ "allow": ["*", 5], "deny": "hs2" }), "hs2"));
+        assert!(!may(&json!({ "allow": "hs2" }), "hs2"));
+        assert!(may(&json!({ "allow": ["*", 5], "deny": "hs2" }), "hs2"));
         assert!(may(
-            json!({ "allow": ["*"], "allow_ip_literals": "no" }),
+            &json!({ "allow": ["*"], "allow_ip_literals": "no" }),
             "192.0.2.1"
         ));
     }

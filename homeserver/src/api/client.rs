@@ -7,6 +7,7 @@ mod appservices;
 mod backup;
 mod context;
 mod delayed;
+mod destinations;
 mod devices;
 pub(crate) mod directory;
 mod discovery;
@@ -51,6 +52,7 @@ pub fn routes(routes: &mut Routes) {
     appservices::routes(routes);
     context::routes(routes);
     delayed::routes(routes);
+    destinations::routes(routes);
     devices::routes(routes);
     directory::routes(routes);
     discovery::routes(routes);

@@ -254,6 +254,38 @@ fn url_previews_follow_both_lists_and_the_switch() {
 }
 
 #[test]
+fn servers_are_federated_with_by_both_lists_and_the_switch() {
+    let allows = |overrides: &[&str], server: &str| {
+        let config = load_overrides(overrides).unwrap();
+        config.federation.allows(server.try_into().unwrap())
+    };
+    let on = "federation.enabled=true";
+    assert!(!allows(&[], "example.org"));
+    assert!(allows(&[on], "example.org"));
+    let allow = r#"federation.allow_servers=["example.org", "*.Example.net", "hs?", "[::1]"]"#;
+    let deny = r#"federation.deny_servers=["bad.example.net"]"#;
+    for (server, expected) in [
+        ("example.org", true),
+        ("EXAMPLE.org:8448", true),
+        ("www.example.org", false),
+        ("a.b.example.net", true),
+        ("example.net", false),
+        ("bad.example.net", false),
+        ("Bad.example.net:1", false),
+        ("hs1", true),
+        ("hs10", false),
+        ("[::1]:8448", true),
+        ("[::2]:8448", false),
+    ] {
+        assert_eq!(allows(&[on, allow, deny], server), expected, "{server}");
+    }
+    assert!(!allows(
+        &[on, r#"federation.deny_servers=["*"]"#],
+        "example.org"
+    ));
+}
+
+#[test]
 fn every_switch_for_test_rigs_is_warned_about_when_it_is_on() {
     let files = Files::new();
     let ca_file = files.write("ca.pem", "a certificate");

@@ -183,7 +183,9 @@ impl Auth for Origin {
     }
 
     async fn authenticate_body(&self, app: &App, parts: &Parts, body: &[u8]) -> ApiResult<()> {
-        crate::peers::origin::verify(app, self, parts, body).await
+        crate::peers::origin::verify(app, self, parts, body).await?;
+        app.outgoing.heard(&self.name);
+        Ok(())
     }
 }
 

@@ -5,12 +5,14 @@
 //! room is read from the rooms in which something happened.
 //! Spec: client-server API, "Tracking the device list for a user".
 
+pub mod changes;
+
 use std::collections::BTreeSet;
 
-use ruma::{OwnedUserId, UserId};
+use ruma::{DeviceId, OwnedUserId, UserId};
 use serde::Serialize;
 use store::{
-    Commit, Store,
+    Commit, EntryIndex, Store,
     keys::{Keyspace, Packed, Position, RoomNum, Unpack, UserNum},
     kv::Direction,
     log::Change,
@@ -39,12 +41,42 @@ impl DeviceLists {
     }
 }
 
+/// What of a user changed, as other servers are told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What<'a> {
+    /// A device: it is new, gone, renamed, or has other keys or signatures.
+    Device(&'a DeviceId),
+    /// Cross-signing keys.
+    SigningKeys,
+    /// Whatever a user of another server may have changed.
+    Anything,
+}
+
 /// Tells that the devices or keys of `user` changed: everyone who shares a room with them learns of it.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn note(store: &Store, commit: &mut Commit, user: UserNum) -> ApiResult<()> {
-    note_row(store, commit, user, None)
+pub fn note(store: &Store, commit: &mut Commit, user: UserNum, what: What<'_>) -> ApiResult<()> {
+    note_all(store, commit, user, [what])
+}
+
+/// As [`note`], for several changes at once.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn note_all<'a>(
+    store: &Store,
+    commit: &mut Commit,
+    user: UserNum,
+    whats: impl IntoIterator<Item = What<'a>>,
+) -> ApiResult<()> {
+    let entry = note_row(store, commit, user, None)?;
+    let names = whats.into_iter().filter_map(|what| match what {
+        What::Device(device) => Some(device.as_str()),
+        What::SigningKeys => Some(changes::SIGNING_KEYS),
+        What::Anything => None,
+    });
+    changes::put(store, commit, entry, user, names)
 }
 
 /// Tells that what `viewer` sees of the keys of `user` changed: only `viewer` learns of it.
@@ -57,7 +89,7 @@ pub fn note_for(
     user: UserNum,
     viewer: UserNum,
 ) -> ApiResult<()> {
-    note_row(store, commit, user, Some(viewer))
+    note_row(store, commit, user, Some(viewer)).map(drop)
 }
 
 /// Where a user's device list stands for other servers: the position of the last change that everybody sees, 0 if there
@@ -85,7 +117,7 @@ fn note_row(
     commit: &mut Commit,
     user: UserNum,
     viewer: Option<UserNum>,
-) -> ApiResult<()> {
+) -> ApiResult<EntryIndex> {
     let whom = viewer.map_or(0, |viewer| viewer.0);
     let last = last_key(user, whom);
     if let Some(position) = store
@@ -101,7 +133,7 @@ fn note_row(
     let key = Packed::key(Keyspace::DEVICE_LIST_CHANGE).position();
     commit.put_raw_at(entry, key, row);
     commit.put_raw_at(entry, last, Packed::new().position());
-    Ok(())
+    Ok(entry)
 }
 
 fn change_key(position: Position) -> Packed {

@@ -1,164 +1,401 @@
-//! Keys of other servers' users: their servers are asked, all at once.
+//! Keys of users of other servers: asked for, and remembered while a room is shared.
 //!
-//! A server that does not answer costs the keys of its users, not the request. Spec: client-server API,
-//! `POST /keys/query`, `POST /keys/claim`; server-server API, "End-to-End Encryption".
+//! Who shares a room tells when something changed ([`update`], [`signing_keys`]). A change that follows the
+//! one that was known last is applied; any other makes what is known *stale*, and the whole list is fetched
+//! when somebody asks for it next. So a server that tells many changes makes no requests of ours, and a user
+//! is asked for by one request at a time. Of who shares no room nothing is remembered, as nobody would tell
+//! when it changes.
+//! Spec: server-server API, "Device Management", "End-to-End Encryption".
 
-use std::{collections::BTreeMap, time::Duration};
+mod ask;
 
-use futures_util::{StreamExt as _, stream};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
 use ruma::{
-    OwnedDeviceId, OwnedServerName, OwnedUserId,
-    api::federation::keys::{claim_keys, get_keys},
+    OwnedDeviceId, OwnedUserId, UserId,
+    api::federation::{
+        device::get_devices,
+        transactions::edu::{DeviceListUpdateContent, SigningKeyUpdateContent},
+    },
     serde::Raw,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use store::{
+    Commit, Store,
+    keys::{Keyspace, Packed, Table, Unpack, UserNum},
+    kv::Direction,
+    rooms::Membership,
+};
 
-use super::{Claimed, DeviceKeys, KeysById, signing};
-use crate::{asked, peers::PeerError, server::App};
+pub use self::ask::{ASK_TIMEOUT_DEFAULT, ASK_TIMEOUT_MAX, Found, claim, query};
+use super::{
+    check_device_keys,
+    lists::{self, What},
+    signing::{Key, Usage},
+};
+use crate::{
+    error::ApiResult,
+    peers::{self, PeerError},
+    server::App,
+};
 
-/// How long other servers are waited for when the client names no time.
-pub const WAIT_DEFAULT: Duration = Duration::from_secs(10);
+/// How many devices of a user are remembered; the others do not exist here.
+const DEVICES_MAX: usize = 1_000;
 
-/// How long they are waited for at most, whatever the client asks for.
-pub const WAIT_MAX: Duration = Duration::from_mins(1);
+/// How large the keys of a device, or a cross-signing key, may be, in bytes.
+const KEY_BYTES_MAX: usize = 64 << 10;
 
-/// How many servers are asked at once for one request.
-const SERVERS_AT_ONCE: usize = 20;
+/// How long the name of a device may be, in bytes; a longer one is left out.
+const NAME_BYTES_MAX: usize = 1_024;
 
-/// How many servers one request may make this one ask.
-const SERVERS_ASKED_MAX: usize = 1_000;
+const USERS: Table<RemoteUser> = Table::new(Keyspace::REMOTE_USER);
+const DEVICES: Table<RemoteDevice> = Table::new(Keyspace::REMOTE_DEVICE);
 
-/// Servers that gave no keys, and why.
-pub type Unreached = Map<String, Value>;
+/// What is known of a user of another server.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct RemoteUser {
+    /// The last change that is known, by their server's numbers.
+    stream_id: u64,
+    /// Something changed since that is not known.
+    stale: bool,
+    master_key: Option<Key>,
+    self_signing_key: Option<Key>,
+}
 
-/// What is asked of each server, by its users.
-fn by_server<T: Clone>(
-    app: &App,
-    asked: &BTreeMap<OwnedUserId, T>,
-) -> BTreeMap<OwnedServerName, BTreeMap<OwnedUserId, T>> {
-    let mut servers: BTreeMap<OwnedServerName, BTreeMap<OwnedUserId, T>> = BTreeMap::new();
-    for (user_id, what) in asked.iter().filter(|(user_id, _)| !app.is_local(user_id)) {
-        let server = servers.entry(user_id.server_name().to_owned()).or_default();
-        server.insert(user_id.clone(), what.clone());
+/// What is known of a device of a user of another server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct RemoteDevice {
+    /// Its identity keys; a device without any is not remembered.
+    keys: Map<String, Value>,
+    name: Option<String>,
+}
+
+/// Whose devices are being fetched.
+#[derive(Debug, Default)]
+pub struct Fetching(Mutex<BTreeMap<UserNum, Arc<Flight>>>);
+
+/// One user's devices are being fetched.
+#[derive(Debug, Default)]
+struct Flight {
+    turn: tokio::sync::Mutex<()>,
+    /// The newest change that was told meanwhile.
+    told: AtomicU64,
+}
+
+impl Fetching {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<UserNum, Arc<Flight>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    servers
+
+    fn join(&self, user: UserNum) -> Arc<Flight> {
+        self.lock().entry(user).or_default().clone()
+    }
+
+    /// Ends a flight, unless somebody else is in it.
+    fn leave(&self, user: UserNum, flight: Arc<Flight>) {
+        let mut flights = self.lock();
+        drop(flight);
+        if flights
+            .get(&user)
+            .is_some_and(|flight| Arc::strong_count(flight) == 1)
+        {
+            flights.remove(&user);
+        }
+    }
+
+    fn told(&self, user: UserNum, stream_id: u64) {
+        if let Some(flight) = self.lock().get(&user) {
+            flight.told.fetch_max(stream_id, Ordering::Relaxed);
+        }
+    }
 }
 
-fn failure(error: &PeerError) -> Value {
-    let error = asked::relayed(error);
-    json!({ "status": error.status.as_u16(), "errcode": error.errcode, "error": error.message })
+fn user_key(user: UserNum) -> Packed {
+    USERS.key().user(user)
 }
 
-fn parsed<T, U: serde::de::DeserializeOwned>(raw: &Raw<T>) -> Option<U> {
-    raw.deserialize_as_unchecked::<U>().ok()
+fn device_key(user: UserNum, device: &str) -> Packed {
+    DEVICES.key().user(user).text(device)
 }
 
-/// Looks up the keys of other servers' users, and adds them to what is known of local ones.
-/// Returns the servers that gave none.
-pub async fn query(
+/// Whether a user is in any room that this server knows.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn is_met(store: &Store, user: UserNum) -> ApiResult<bool> {
+    let rooms = store.user_rooms(user)?;
+    Ok(rooms
+        .iter()
+        .any(|(_, row)| row.membership == Membership::Join))
+}
+
+/// The master key of a user of another server, if it is known.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn master_key(store: &Store, user: UserNum) -> ApiResult<Option<Key>> {
+    Ok(store
+        .get(USERS, user_key(user))?
+        .and_then(|row| row.master_key))
+}
+
+/// A device of a user of another server changed: their server says so, and the user is in a room here.
+///
+/// # Errors
+/// When the store cannot be read or written.
+pub async fn update(app: &App, user: UserNum, content: &DeviceListUpdateContent) -> ApiResult<()> {
+    let _turn = app.key_turn.lock(user).await;
+    let stream_id = u64::from(content.stream_id);
+    app.fetching.told(user, stream_id);
+    let mut commit = Commit::new();
+    if let Some(mut row) = app.store.get(USERS, user_key(user))? {
+        if !row.stale && row.stream_id == stream_id {
+            return Ok(());
+        }
+        let known = row.stream_id;
+        let follows = content.prev_id.iter().any(|id| u64::from(*id) == known);
+        if !row.stale && follows && stream_id > known {
+            row.stream_id = stream_id;
+            put_device(app, &mut commit, user, content)?;
+        } else {
+            row.stale = true;
+        }
+        commit.put(USERS, user_key(user), &row);
+    }
+    lists::note(&app.store, &mut commit, user, What::Anything)?;
+    app.store.commit(commit).await?;
+    Ok(())
+}
+
+fn put_device(
     app: &App,
-    asked: &BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
-    wait: Duration,
-    devices: &mut DeviceKeys,
-    signing: &mut signing::Found,
-) -> Unreached {
-    let servers = by_server(app, asked).into_iter().take(SERVERS_ASKED_MAX);
-    let mut answers = stream::iter(servers.map(|(server, users)| async move {
-        let request = get_keys::v1::Request::new(users.clone());
-        let answer = asked::ask(app, &server, request, wait.min(WAIT_MAX)).await;
-        (server, users, answer)
-    }))
-    .buffer_unordered(SERVERS_AT_ONCE);
-    let mut failures = Unreached::new();
-    while let Some((server, users, answer)) = answers.next().await {
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) => {
-                failures.insert(server.to_string(), failure(&error));
-                continue;
-            }
+    commit: &mut Commit,
+    user: UserNum,
+    content: &DeviceListUpdateContent,
+) -> ApiResult<()> {
+    let key = device_key(user, content.device_id.as_str());
+    if content.deleted == Some(true) {
+        commit.delete(key);
+        return Ok(());
+    }
+    let keys = content.keys.as_ref().and_then(object);
+    let keys = match keys {
+        Some(keys) => device_keys(keys, &content.user_id, &content.device_id),
+        // Only its name is told.
+        None => app.store.get(DEVICES, key.clone())?.map(|row| row.keys),
+    };
+    let known = app.store.get(DEVICES, key.clone())?.is_some();
+    match keys {
+        Some(keys) if known || devices(&app.store, user)?.len() < DEVICES_MAX => {
+            let name = name(content.device_display_name.as_deref());
+            commit.put(DEVICES, key, &RemoteDevice { keys, name });
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Cross-signing keys of a user of another server changed: their server says so, and the user is in a room
+/// here.
+///
+/// # Errors
+/// When the store cannot be read or written.
+pub async fn signing_keys(
+    app: &App,
+    user: UserNum,
+    content: &SigningKeyUpdateContent,
+) -> ApiResult<()> {
+    let _turn = app.key_turn.lock(user).await;
+    let mut commit = Commit::new();
+    if let Some(mut row) = app.store.get(USERS, user_key(user))? {
+        let read = |raw: &Option<Raw<_>>, usage| {
+            let key = raw.as_ref().and_then(object)?;
+            signing_key(key, &content.user_id, usage)
         };
-        // A server speaks for its own users, and says nothing of those it was not asked about.
-        for (user_id, found) in answer.device_keys {
-            let Some(wanted) = users.get(&user_id) else {
-                continue;
-            };
-            let of_user = devices.entry(user_id.clone()).or_default();
-            for (device, keys) in found {
-                let keys: Option<Map<String, Value>> = parsed(&keys);
-                let Some(keys) = keys else { continue };
-                let text = |name: &str| keys.get(name).and_then(Value::as_str);
-                let right = text("user_id") == Some(user_id.as_str())
-                    && text("device_id") == Some(device.as_str())
-                    && (wanted.is_empty() || wanted.contains(&device));
-                if right {
-                    of_user.insert(device, keys);
-                }
-            }
-        }
-        for (into, found) in [
-            (&mut signing.master, answer.master_keys),
-            (&mut signing.own, answer.self_signing_keys),
-        ] {
-            for (user_id, key) in found {
-                let key: Option<signing::Key> = parsed(&key);
-                let key = key.filter(|key| {
-                    key.get("user_id").and_then(Value::as_str) == Some(user_id.as_str())
-                });
-                if let (Some(key), true) = (key, users.contains_key(&user_id)) {
-                    into.insert(user_id, key);
-                }
-            }
-        }
+        row.master_key = read(&content.master_key, Usage::Master).or(row.master_key);
+        row.self_signing_key =
+            read(&content.self_signing_key, Usage::SelfSigning).or(row.self_signing_key);
+        commit.put(USERS, user_key(user), &row);
     }
-    failures
+    lists::note(&app.store, &mut commit, user, What::Anything)?;
+    app.store.commit(commit).await?;
+    Ok(())
 }
 
-/// Claims keys of other servers' users, and adds them to those of local ones.
-/// Returns the servers that gave none.
-pub async fn claim(
+/// A user of another server left a room: what is known of them is forgotten with the last one. Who is still,
+/// or again, in a room may have changed something in between.
+///
+/// # Errors
+/// When the store cannot be read or written.
+pub async fn left(app: &App, user: UserNum) -> ApiResult<()> {
+    let Some(mut row) = app.store.get(USERS, user_key(user))? else {
+        return Ok(());
+    };
+    let mut commit = Commit::new();
+    if is_met(&app.store, user)? {
+        row.stale = true;
+        commit.put(USERS, user_key(user), &row);
+    } else {
+        commit.delete(user_key(user));
+        forget_devices(app, &mut commit, user)?;
+    }
+    app.store.commit(commit).await?;
+    Ok(())
+}
+
+fn forget_devices(app: &App, commit: &mut Commit, user: UserNum) -> ApiResult<()> {
+    let prefix = DEVICES.key().user(user);
+    app.store.visit(&prefix, Direction::Ascending, |key, _| {
+        commit.delete(Packed::new().raw(key));
+        Ok(true)
+    })?;
+    Ok(())
+}
+
+fn devices(store: &Store, user: UserNum) -> ApiResult<BTreeMap<OwnedDeviceId, RemoteDevice>> {
+    let rows = store.rows(DEVICES, &DEVICES.key().user(user), DEVICES_MAX)?;
+    let devices = rows.into_iter().filter_map(|(key, row)| {
+        let mut parts = Unpack(&key);
+        let id = parts.user().and(parts.text())?;
+        Some((id.into(), row))
+    });
+    Ok(devices.collect())
+}
+
+/// Fetches the devices of a user who is in a room here, unless somebody else just did.
+///
+/// # Errors
+/// When their server does not tell, or the store cannot be read or written.
+async fn fetch(app: &App, user: UserNum, user_id: &UserId) -> ApiResult<Result<(), PeerError>> {
+    let flight = app.fetching.join(user);
+    let fetched = {
+        let _turn = flight.turn.lock().await;
+        fetch_in_turn(app, user, user_id, &flight).await
+    };
+    app.fetching.leave(user, flight);
+    fetched
+}
+
+async fn fetch_in_turn(
     app: &App,
-    asked: &BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, String>>,
-    wait: Duration,
-    claimed: &mut Claimed,
-) -> Unreached {
-    let servers = by_server(app, asked).into_iter().take(SERVERS_ASKED_MAX);
-    let mut answers = stream::iter(servers.map(|(server, users)| async move {
-        let wanted = users.iter().map(|(user_id, devices)| {
-            let devices = devices.iter();
-            let devices = devices.map(|(device, kind)| (device.clone(), kind.as_str().into()));
-            (user_id.clone(), devices.collect())
-        });
-        let request = claim_keys::v1::Request::new(wanted.collect());
-        let answer = asked::ask(app, &server, request, wait.min(WAIT_MAX)).await;
-        (server, users, answer)
-    }))
-    .buffer_unordered(SERVERS_AT_ONCE);
-    let mut failures = Unreached::new();
-    while let Some((server, users, answer)) = answers.next().await {
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) => {
-                failures.insert(server.to_string(), failure(&error));
-                continue;
-            }
-        };
-        for (user_id, devices) in answer.one_time_keys {
-            let Some(wanted) = users.get(&user_id) else {
-                continue;
-            };
-            for (device, keys) in devices {
-                if !wanted.contains_key(&device) {
-                    continue;
-                }
-                let keys = keys.into_iter();
-                let keys: KeysById = keys
-                    .map(|(id, key)| (id.to_string(), key.into_json()))
-                    .collect();
-                let of_user = claimed.entry(user_id.clone()).or_default();
-                of_user.insert(device, keys);
-            }
+    user: UserNum,
+    user_id: &UserId,
+    flight: &Flight,
+) -> ApiResult<Result<(), PeerError>> {
+    let known = app.store.get(USERS, user_key(user))?;
+    if known.is_some_and(|row| !row.stale) {
+        return Ok(Ok(()));
+    }
+    flight.told.store(0, Ordering::Relaxed);
+    let request = get_devices::v1::Request::new(user_id.to_owned());
+    let answer = match peers::ask(app, user_id.server_name(), request).await {
+        Ok(answer) => answer,
+        Err(error) => return Ok(Err(error)),
+    };
+    let _turn = app.key_turn.lock(user).await;
+    let stream_id = u64::from(answer.stream_id);
+    let read = |raw: &Option<Raw<_>>, usage| {
+        let key = raw.as_ref().and_then(object)?;
+        signing_key(key, user_id, usage)
+    };
+    let row = RemoteUser {
+        stream_id,
+        stale: flight.told.load(Ordering::Relaxed) > stream_id,
+        master_key: read(&answer.master_key, Usage::Master),
+        self_signing_key: read(&answer.self_signing_key, Usage::SelfSigning),
+    };
+    let mut commit = Commit::new();
+    forget_devices(app, &mut commit, user)?;
+    for device in answer.devices.iter().take(DEVICES_MAX) {
+        let keys = object(&device.keys);
+        let keys = keys.and_then(|keys| device_keys(keys, user_id, &device.device_id));
+        if let Some(keys) = keys {
+            let name = name(device.device_display_name.as_deref());
+            let key = device_key(user, device.device_id.as_str());
+            commit.put(DEVICES, key, &RemoteDevice { keys, name });
         }
     }
-    failures
+    commit.put(USERS, user_key(user), &row);
+    app.store.commit(commit).await?;
+    Ok(Ok(()))
+}
+
+/// What is remembered of a user's devices and keys, into `found`. Whether it is all of it, and up to date.
+fn recall(
+    app: &App,
+    found: &mut Found,
+    user: UserNum,
+    user_id: &OwnedUserId,
+    asked: &[OwnedDeviceId],
+) -> ApiResult<bool> {
+    let Some(row) = app.store.get(USERS, user_key(user))? else {
+        return Ok(false);
+    };
+    let mut of_user = BTreeMap::new();
+    for (device, row) in devices(&app.store, user)? {
+        if asked.is_empty() || asked.contains(&device) {
+            of_user.insert(device, with_name(row.keys, row.name));
+        }
+    }
+    found.devices.insert(user_id.clone(), of_user);
+    found.put_signing_keys(user_id, row.master_key, row.self_signing_key);
+    Ok(!row.stale)
+}
+
+fn with_name(mut keys: Map<String, Value>, name: Option<String>) -> Map<String, Value> {
+    keys.remove("unsigned");
+    if let Some(name) = name {
+        let unsigned = json!({ "device_display_name": name });
+        keys.insert("unsigned".to_owned(), unsigned);
+    }
+    keys
+}
+
+fn name(name: Option<&str>) -> Option<String> {
+    name.filter(|name| name.len() <= NAME_BYTES_MAX)
+        .map(ToOwned::to_owned)
+}
+
+fn object<T>(raw: &Raw<T>) -> Option<Map<String, Value>> {
+    let json = raw.json().get();
+    (json.len() <= KEY_BYTES_MAX)
+        .then(|| serde_json::from_str(json).ok())
+        .flatten()
+}
+
+/// Keys of a device as they are remembered: of the right device, with signatures of its user only.
+fn device_keys(
+    mut keys: Map<String, Value>,
+    user_id: &UserId,
+    device: &ruma::DeviceId,
+) -> Option<Map<String, Value>> {
+    check_device_keys(&keys, user_id, device).ok()?;
+    keep_own_signatures(&mut keys, user_id);
+    Some(keys)
+}
+
+/// A cross-signing key as it is remembered: of the right user and usage, with signatures of its user only.
+fn signing_key(mut key: Key, user_id: &UserId, usage: Usage) -> Option<Key> {
+    let of_user = key.get("user_id").and_then(Value::as_str) == Some(user_id.as_str());
+    let usages = key.get("usage").and_then(Value::as_array);
+    let is_for = usages.is_some_and(|usages| usages.contains(&usage.as_str().into()));
+    let has_key = super::signing::public_key(&key).is_some();
+    (of_user && is_for && has_key).then(|| {
+        keep_own_signatures(&mut key, user_id);
+        key
+    })
+}
+
+/// Whom a user has verified is their own affair, and that of their server.
+fn keep_own_signatures(key: &mut Map<String, Value>, user_id: &UserId) {
+    if let Some(all) = key.get_mut("signatures").and_then(Value::as_object_mut) {
+        all.retain(|signer, _| signer == user_id.as_str());
+    }
 }

@@ -20,7 +20,11 @@ use store::{
     kv::Direction,
 };
 
-use super::{DEVICE_KEYS, lists, of_device};
+use super::{
+    DEVICE_KEYS,
+    lists::{self, What},
+    of_device, remote,
+};
 use crate::{
     error::{ApiError, ApiResult},
     server::App,
@@ -93,7 +97,7 @@ pub fn key_of(store: &Store, user: UserNum, usage: Usage) -> ApiResult<Option<Ke
 }
 
 /// The ID (`ed25519:…`) and the public key, in base64, of a cross-signing key.
-fn public_key(key: &Key) -> Option<(&str, &str)> {
+pub(crate) fn public_key(key: &Key) -> Option<(&str, &str)> {
     let keys = key.get("keys")?.as_object()?;
     let (id, value) = keys.iter().next().filter(|_| keys.len() == 1)?;
     let value = value.as_str()?;
@@ -166,7 +170,7 @@ pub async fn upload(
     for (usage, key) in keys.each() {
         commit.put(KEYS, at(user, usage), key);
     }
-    lists::note(store, &mut commit, user)?;
+    lists::note(store, &mut commit, user, What::SigningKeys)?;
     store.commit(commit).await?;
     Ok(())
 }
@@ -352,8 +356,8 @@ pub async fn sign(
     let mut commit = Commit::new();
     let mut failures = Failures::new();
     for (whose, keys) in signed {
-        let owner = app.store.find_user(whose)?.filter(|_| app.is_local(whose));
-        let mut kept = false;
+        let owner = app.store.find_user(whose)?;
+        let mut kept = Vec::new();
         for (name, object) in keys {
             let unknown = || ApiError::not_found("there is no such key to sign");
             let result = match owner {
@@ -364,7 +368,7 @@ pub async fn sign(
                 (Ok((key_id, signature)), Some(owner)) => {
                     let row = SIGNATURES.key().user(owner).text(name).user(user);
                     commit.put(SIGNATURES, row.text(&key_id), &signature);
-                    kept = true;
+                    kept.push(name.as_str());
                 }
                 (Err(error), _) => {
                     let told = json!({ "errcode": error.errcode, "error": error.message });
@@ -374,8 +378,18 @@ pub async fn sign(
                 (Ok(_), None) => {}
             }
         }
-        match owner.filter(|_| kept) {
-            Some(owner) if owner == user => lists::note(&app.store, &mut commit, user)?,
+        match owner.filter(|_| !kept.is_empty()) {
+            Some(owner) if owner == user => {
+                let master = master_name(&app.store, user)?;
+                let whats = kept.into_iter().map(|name| {
+                    if master.as_deref() == Some(name) {
+                        What::SigningKeys
+                    } else {
+                        What::Device(name.into())
+                    }
+                });
+                lists::note_all(&app.store, &mut commit, user, whats)?;
+            }
             Some(owner) => lists::note_for(&app.store, &mut commit, owner, user)?,
             None => {}
         }
@@ -384,6 +398,13 @@ pub async fn sign(
         app.store.commit(commit).await?;
     }
     Ok(failures)
+}
+
+/// The public part of a user's master key.
+fn master_name(store: &Store, user: UserNum) -> ApiResult<Option<String>> {
+    let master = key_of(store, user, Usage::Master)?;
+    let name = master.as_ref().and_then(public_key);
+    Ok(name.map(|(_, public)| public.to_owned()))
 }
 
 /// Checks one signature: by which key it was made, and itself.
@@ -396,7 +417,11 @@ fn sign_one(
 ) -> ApiResult<(String, String)> {
     let store = &app.store;
     let unknown = || ApiError::not_found("there is no such key to sign");
-    let master = key_of(store, owner, Usage::Master)?;
+    let master = match key_of(store, owner, Usage::Master)? {
+        Some(master) => Some(master),
+        // A user of another server: theirs is known while a room is shared.
+        None => remote::master_key(store, owner)?,
+    };
     let is_master = master
         .as_ref()
         .and_then(public_key)

@@ -26,10 +26,10 @@ pub(super) const SERVER_NAME_BYTES_MAX: usize = 255;
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 
 /// How long an answer may take that nothing is said about.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How long an answer with the state of a room may take: the other side has to collect it.
-const TIMEOUT_STATE: Duration = Duration::from_secs(5 * 60);
+const TIMEOUT_STATE: Duration = Duration::from_mins(5);
 
 /// The largest answer that nothing is said about, in bytes (10 MiB).
 const BYTES_MAX: usize = 10 * 1024 * 1024;

@@ -271,7 +271,9 @@ fn check_base(base: &str, meant: &Host) -> Result<(), String> {
     let literal = literal.trim_start_matches('[').trim_end_matches(']');
     let same = match meant {
         Host::Address(address) => literal.parse() == Ok(*address),
-        Host::Name(name) => literal.eq_ignore_ascii_case(name),
+        Host::Name(name) => {
+            literal.eq_ignore_ascii_case(name) && literal.parse::<std::net::IpAddr>().is_err()
+        }
     };
     if same {
         return Ok(());

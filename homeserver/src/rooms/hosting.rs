@@ -20,7 +20,7 @@ use store::{Commit, rooms::Membership};
 use super::{Turn, accept::Outcome, acl, foreign, members, receive::is_resident, turn::Append};
 use crate::{
     error::{ApiError, ApiResult},
-    peers,
+    peers::{self, sender},
     server::App,
 };
 
@@ -159,7 +159,8 @@ pub async fn admit(
     let mut commit = Commit::new();
     let outcome = turn.accept(&mut commit, pdu, None).await?;
     match outcome {
-        Outcome::Placed(Verdict::Accepted) => {}
+        // The other servers in the room hear of it from here.
+        Outcome::Placed(Verdict::Accepted) => sender::also(&mut commit, pdu.event_id()),
         Outcome::Known => {}
         Outcome::Placed(Verdict::SoftFailed(reason) | Verdict::Rejected(reason)) => {
             return Err(ApiError::forbidden(reason.to_string()));

@@ -212,6 +212,26 @@ keyspaces! {
 
     /// server → its signing keys, and its last answer about them.
     SERVER_KEY = 0x80;
+    /// server → `Saved`: how far another server has been told, and when to try again.
+    DESTINATION = 0x81;
+    /// server, room → position of the newest event that the server has not got.
+    DESTINATION_ROOM = 0x90;
+    /// server, number → a piece of the transaction that has to be sent again.
+    DESTINATION_PENDING = 0x91;
+    /// server, position → message to devices of its users, as the content of an EDU.
+    DESTINATION_MESSAGE = 0x92;
+    /// server, user → nothing: it has to be told of the user's devices.
+    DESTINATION_USER = 0x93;
+    /// server, user → the last stream ID of the user's devices that the server has got.
+    DESTINATION_USER_TOLD = 0x94;
+    /// local user, device or what else → position of the last change. See `keys::lists`.
+    DEVICE_CHANGED = 0x95;
+    /// week, server, hash of a message ID → nothing: messages to devices that came already.
+    MESSAGE_SEEN = 0x96;
+    /// user of another server → `RemoteUser`: cross-signing keys, and up to where their devices are known.
+    REMOTE_USER = 0x97;
+    /// user of another server, device → `RemoteDevice`.
+    REMOTE_DEVICE = 0x98;
 }
 
 /// Bytes of a key or a value under construction.

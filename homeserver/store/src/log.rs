@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use ruma::OwnedDeviceId;
+use ruma::{OwnedDeviceId, OwnedEventId, OwnedServerName};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -92,6 +92,17 @@ pub enum Change {
     Profile {
         /// Whose.
         user: UserNum,
+    },
+    /// Something that is not an event waits for another server.
+    ToServer {
+        /// For which.
+        server: OwnedServerName,
+    },
+    /// An event of another server's user that this server passes on to the others in the room, as it was the
+    /// one that was asked.
+    Relay {
+        /// Which.
+        event_id: OwnedEventId,
     },
 }
 

@@ -16,6 +16,7 @@ use crate::{
     accounts::registration,
     error::{ApiError, ApiResult},
     http::{Caller, Guest, Public, RawRequest, Routes},
+    keys::lists::{self, What},
     push::pushers,
     server::App,
 };
@@ -206,5 +207,5 @@ pub(crate) fn remove_device(
         let empty = RawValue::from_string("{}".to_owned()).expect("an empty object is JSON");
         account_data::put(&app.store, commit, user, None, &settings, &empty)?;
     }
-    crate::keys::lists::note(&app.store, commit, user)
+    lists::note(&app.store, commit, user, What::Device(device))
 }

@@ -14,6 +14,7 @@ use crate::{
     accounts::{DeviceRow, devices::DEVICES_MAX},
     error::{ApiError, ApiResult},
     http::{Caller, Guest, RawRequest, Routes, json_reply},
+    keys::lists::{self, What},
     server::App,
 };
 
@@ -92,7 +93,8 @@ async fn put(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<R
         row.display_name = body.display_name;
         let mut commit = Commit::new();
         app.accounts.put_device(&mut commit, caller.user, &id, &row);
-        crate::keys::lists::note(&app.store, &mut commit, caller.user)?;
+        let what = What::Device(&id);
+        lists::note(&app.store, &mut commit, caller.user, what)?;
         app.store.commit(commit).await?;
     }
     Ok(json_reply(status, &json!({})))

@@ -108,21 +108,19 @@ struct Query {
     timeout: Option<u64>,
 }
 
-fn wait(timeout_ms: Option<u64>) -> Duration {
-    timeout_ms.map_or(remote::WAIT_DEFAULT, Duration::from_millis)
-}
-
 async fn query(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
     let asked: Query = request.json()?;
-    let users = &asked.device_keys;
-    let mut found = keys::query(&app, users)?;
-    let mut signing = signing::query(&app, users.keys(), Some(caller.user))?;
-    let wait = wait(asked.timeout);
-    let failures = remote::query(&app, users, wait, &mut found, &mut signing).await;
+    let mut devices = keys::query(&app, &asked.device_keys)?;
+    let mut signing = signing::query(&app, asked.device_keys.keys(), Some(caller.user))?;
+    let timeout = remote_timeout(asked.timeout);
+    let mut remote = remote::query(&app, &asked.device_keys, caller.user, timeout).await?;
+    devices.append(&mut remote.devices);
+    signing.master.append(&mut remote.master);
+    signing.own.append(&mut remote.own);
     let mut answer = json!(signing);
     if let Some(answer) = answer.as_object_mut() {
-        answer.insert("device_keys".to_owned(), json!(found));
-        answer.insert("failures".to_owned(), failures.into());
+        answer.insert("device_keys".to_owned(), json!(devices));
+        answer.insert("failures".to_owned(), remote.failures.into());
     }
     Ok(answer)
 }
@@ -136,7 +134,15 @@ struct Claim {
 async fn claim(app: App, Guest(_): Guest, request: RawRequest) -> ApiResult<Value> {
     let asked: Claim = request.json()?;
     let mut claimed = keys::claim(&app, &asked.one_time_keys).await?;
-    let wait = wait(asked.timeout);
-    let failures = remote::claim(&app, &asked.one_time_keys, wait, &mut claimed).await;
+    let timeout = remote_timeout(asked.timeout);
+    let (mut remote, failures) = remote::claim(&app, &asked.one_time_keys, timeout).await;
+    claimed.append(&mut remote);
     Ok(json!({ "one_time_keys": claimed, "failures": failures }))
+}
+
+/// How long to wait for other servers, as the client wants it in milliseconds.
+fn remote_timeout(timeout_ms: Option<u64>) -> Duration {
+    timeout_ms
+        .map_or(remote::ASK_TIMEOUT_DEFAULT, Duration::from_millis)
+        .min(remote::ASK_TIMEOUT_MAX)
 }

@@ -24,6 +24,7 @@ use crate::{
     http::{
         Caller, Public, RawRequest, Routes, auth::LockedCaller, limits::Doing, routes::parse_typed,
     },
+    keys::lists::{self, What},
     seams::heavy,
     server::App,
 };
@@ -283,7 +284,8 @@ pub(super) async fn start_session(
                 last_seen_ip: None,
             };
             app.accounts.put_device(&mut commit, user, &device, &row);
-            crate::keys::lists::note(&app.store, &mut commit, user)?;
+            let what = What::Device(&device);
+            lists::note(&app.store, &mut commit, user, what)?;
         }
     }
     let lifetimes = can_refresh.then(|| lifetimes(app));

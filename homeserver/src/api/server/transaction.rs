@@ -69,7 +69,7 @@ async fn send(
     }
     let results = receive::receive(&app, &origin.name, request.pdus).await;
     for edu in request.edus {
-        peers::edus::take(&app, &origin.name, edu.cast()).await;
+        peers::edus::take(&app, &origin.name, edu).await?;
     }
     let answer = Answer::new(results);
     last.txn_id = request.transaction_id.to_string();

@@ -276,6 +276,41 @@ fn a_bad_value_is_refused_with_key_value_and_what_is_allowed() {
 }
 
 #[test]
+fn what_is_no_server_and_no_key_is_refused_where_other_servers_are_named() {
+    let old_key = |id: &str, public_key: &str| {
+        format!(
+            "federation.old_verify_keys = [{{ id = \"{id}\", public_key = \"{public_key}\", expired_unix_seconds = 1 }}]"
+        )
+    };
+    for (content, expected) in [
+        (
+            "federation.deny_servers = [\"example.org:8448\"]".to_owned(),
+            "`federation.deny_servers[0]` is \"example.org:8448\", but must be a server name without a port, in which * \
+             stands for any text and ? for any character, such as \"*.example.org\"",
+        ),
+        (
+            "federation.trusted_notaries = [\"https://matrix.org\"]".to_owned(),
+            "`federation.trusted_notaries[0]` is \"https://matrix.org\", but must be a server name such as \
+             \"example.org\" or \"example.org:8448\", without https://",
+        ),
+        (
+            old_key("a_1", "x"),
+            "`federation.old_verify_keys[0].id` is \"a_1\", but must be the ID of a signing key, such as \"ed25519:a_1\"",
+        ),
+        (
+            old_key("ed25519:a_1", "x"),
+            "`federation.old_verify_keys[0].public_key` is \"x\", but must be a public ed25519 key in base64",
+        ),
+    ] {
+        assert_eq!(
+            refused(&content),
+            format!("{expected} (guildhall.toml, line 2)"),
+            "{content}"
+        );
+    }
+}
+
+#[test]
 fn a_bad_server_name_is_refused_wherever_it_comes_from() {
     let allowed = "but must be a server name such as \"example.org\" or \"example.org:8448\", without https://";
     for name in [

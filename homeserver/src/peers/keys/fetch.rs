@@ -99,7 +99,7 @@ impl Keys {
         match Published::check(server, answer.body(), app.clock.now_ms()) {
             Ok(published) => self.keep(app, published, true).await,
             Err(error) => {
-                tracing::info!(%server, %error, "a server's answer has no keys that count")
+                tracing::info!(%server, %error, "a server's answer has no keys that count");
             }
         }
     }
@@ -141,10 +141,10 @@ impl Keys {
                 match Published::check_object(server, object, app.clock.now_ms()) {
                     Ok(published) if signed => self.keep(app, published, false).await,
                     Ok(_) => {
-                        tracing::warn!(%notary, %server, "a notary does not sign what it says")
+                        tracing::warn!(%notary, %server, "a notary does not sign what it says");
                     }
                     Err(error) => {
-                        tracing::info!(%notary, %server, %error, "a notary knows no keys")
+                        tracing::info!(%notary, %server, %error, "a notary knows no keys");
                     }
                 }
             }

@@ -37,6 +37,8 @@ pub(in crate::peers) enum Lookup {
         outward: Outward,
         /// `https`, but in tests.
         scheme: &'static str,
+        /// [`WELL_KNOWN_TIMEOUT`], but in tests.
+        timeout: Duration,
         /// Knows SRV records; absent where the system names no name server.
         dns: Option<Box<TokioResolver>>,
     },
@@ -54,13 +56,14 @@ impl std::fmt::Debug for Lookup {
 impl Lookup {
     /// The internet, by the name servers that the system is configured with.
     pub(in crate::peers) fn system(outward: Outward) -> Self {
-        let dns = TokioResolver::builder_tokio().and_then(|builder| builder.build());
+        let dns = TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build);
         let dns = dns.map(Box::new).map_err(|error| {
             tracing::warn!(%error, "servers with SRV records will not be found: there is no name server");
         });
         Self::System {
             outward,
             scheme: "https",
+            timeout: WELL_KNOWN_TIMEOUT,
             dns: dns.ok(),
         }
     }
@@ -112,11 +115,14 @@ impl Lookup {
     pub(super) async fn well_known(&self, host: &str, now_ms: u64) -> Option<WellKnownAnswer> {
         match self {
             Self::System {
-                outward, scheme, ..
+                outward,
+                scheme,
+                timeout,
+                ..
             } => {
                 let url = format!("{scheme}://{host}/.well-known/matrix/server");
                 let fetched = fetch(outward, &url, scheme, now_ms);
-                match tokio::time::timeout(WELL_KNOWN_TIMEOUT, fetched).await {
+                match tokio::time::timeout(*timeout, fetched).await {
                     Ok(Ok(answer)) => answer,
                     Ok(Err(error)) => {
                         tracing::debug!(host, %error, "there is no well-known answer");
