@@ -29,7 +29,7 @@ pub use self::{
 use crate::{seams::Transport, server::App};
 
 /// How many requests to other servers are open at once; more wait.
-const REQUESTS_MAX: usize = 512;
+const REQUESTS_MAX: usize = 1_000;
 
 /// For how long a server that could not be reached is not tried again, in milliseconds: long enough that one dead server
 /// does not hold up every user in turn, short enough that nobody notices when it is back.

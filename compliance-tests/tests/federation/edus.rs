@@ -437,16 +437,34 @@ async fn a_change_of_a_device_is_told_to_servers_that_share_a_room_linked_to_the
     phone.put(&path, name).await.ok();
     let third = inbox
         .edu("m.device_list_update", |edu| {
-            edu["device_display_name"] == "Phone"
+            edu["prev_id"] == json!([second["stream_id"]])
         })
         .await;
-    assert_eq!(third["prev_id"], json!([second["stream_id"]]));
+    assert_eq!(third["device_id"], phone.device_id.as_str());
+    assert_eq!(third.get("device_display_name"), None, "names are private");
     phone.post("/v3/logout", json!({})).await.ok();
     let last = inbox
         .edu("m.device_list_update", |edu| edu["deleted"] == true)
         .await;
     assert_eq!(last["device_id"], phone.device_id.as_str());
     assert_eq!(last["prev_id"], json!([third["stream_id"]]));
+}
+
+#[tokio::test]
+async fn names_of_devices_are_told_if_the_configuration_says_so() {
+    let network = Network::new();
+    let world = network
+        .server_with("hs1", |config| config.federation.share_device_names = true)
+        .await;
+    let inbox = Inbox::new(&network, "hs2");
+    let alice = world.register("alice").await;
+    let room = alice.public_room().await;
+    join_remote(&world, &room, "@bob:hs2").await;
+    let path = format!("/v3/devices/{}", alice.device_id);
+    let name = json!({ "display_name": "Phone" });
+    alice.put(&path, name).await.ok();
+    let told = inbox.edu("m.device_list_update", |_| true).await;
+    assert_eq!(told["device_display_name"], "Phone");
 }
 
 #[tokio::test]
@@ -467,6 +485,36 @@ async fn a_server_that_shares_a_room_for_the_first_time_is_told_to_look_up_the_l
         .edu("m.device_list_update", |edu| edu["user_id"] == "@dave:hs1")
         .await;
     assert_eq!(told.get("prev_id"), None);
+}
+
+#[tokio::test]
+async fn a_server_that_missed_many_changes_is_told_to_look_up_the_list() {
+    let (network, world, alice, inbox, room) = shared().await;
+    upload_keys(&alice).await;
+    inbox.edu("m.device_list_update", |_| true).await;
+    network.cut("hs1", "hs2");
+    for _ in 0..21 {
+        world.log_in("alice").await;
+    }
+    alice.say(&room, "fails").await;
+    let hs2 = ruma::ServerName::parse("hs2").unwrap();
+    while !world.server().app.outgoing.heard(&hs2) {
+        tokio::task::yield_now().await;
+    }
+    let before = edus(&inbox.arrived(), "m.device_list_update").len();
+    network.heal("hs1", "hs2");
+    network.pass_ms(60_000);
+    alice.say(&room, "wakes the sender").await;
+    let told = inbox
+        .until("an update without a link", |arrived| {
+            let all = edus(arrived, "m.device_list_update");
+            let mut new = all.into_iter().skip(before);
+            new.find(|edu| edu.get("prev_id").is_none())
+        })
+        .await;
+    assert_eq!(told["user_id"], "@alice:hs1");
+    let updates = edus(&inbox.arrived(), "m.device_list_update").len();
+    assert!(updates - before < 21, "{updates} updates, {before} before");
 }
 
 #[tokio::test]

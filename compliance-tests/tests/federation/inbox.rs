@@ -21,6 +21,9 @@ use tokio::sync::Notify;
 /// How long something may take that happens by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The status of an answer that never comes.
+pub(crate) const NEVER: u16 = 0;
+
 /// A transaction that arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrived {
@@ -53,7 +56,12 @@ impl Inbox {
         let taker = inbox.clone();
         let take = move |Path(txn_id): Path<String>, Json(body): Json<Value>| {
             let (status, answer) = taker.take(txn_id, body);
-            std::future::ready((StatusCode::from_u16(status).unwrap(), Json(answer)))
+            async move {
+                if status == NEVER {
+                    std::future::pending::<()>().await;
+                }
+                (StatusCode::from_u16(status).unwrap(), Json(answer))
+            }
         };
         let path = "/_matrix/federation/v1/send/{txn_id}";
         inbox.stranger.serve(Router::new().route(path, put(take)));
@@ -100,7 +108,10 @@ impl Inbox {
             };
             match tokio::time::timeout(PATIENCE, found).await {
                 Ok(found) => found,
-                Err(_) => panic!("{what} never arrived ({at}): {:#?}", inbox.arrived()),
+                Err(elapsed) => panic!(
+                    "{what} did not arrive ({at}), {elapsed}: {:#?}",
+                    inbox.arrived()
+                ),
             }
         }
     }

@@ -17,5 +17,6 @@ mod media;
 mod profiles;
 mod requests;
 mod resolving;
+mod rooms;
 mod sending;
 mod spaces;

@@ -6,12 +6,13 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use compliance_tests::World;
 use homeserver::{
     config::{Config, Listener},
-    peers::{self, PeerError},
+    peers::{self, Limits, PeerError},
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use ruma::{ServerName, api::federation::discovery::get_server_version};
@@ -73,10 +74,50 @@ impl Seen {
 
 type AllSeen = Arc<Mutex<Vec<Seen>>>;
 
-/// A server with HTTP/1.1 and TLS that answers every request alike.
+/// A server with HTTP/1.1 and TLS that answers every request with this JSON.
 async fn tls_server(
+    certificate: (rcgen::Certificate, KeyPair),
+    json: &str,
+) -> (SocketAddr, AllSeen) {
+    let length = json.len();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    raw_server(certificate, format!("{head}{json}"), Then::Close).await
+}
+
+/// What a server does when it has answered.
+#[derive(Clone, Copy)]
+enum Then {
+    Close,
+    /// It sends 200 MB more.
+    Flood,
+    /// It sends a byte every second, for ever.
+    Drip,
+}
+
+impl Then {
+    async fn go_on(self, stream: &mut (impl tokio::io::AsyncWrite + Unpin)) -> std::io::Result<()> {
+        match self {
+            Self::Close => {}
+            Self::Flood => {
+                for _ in 0..200 * 64 {
+                    stream.write_all(&[b' '; 1 << 14]).await?;
+                }
+            }
+            Self::Drip => loop {
+                stream.write_all(b" ").await?;
+                stream.flush().await?;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            },
+        }
+        stream.shutdown().await
+    }
+}
+
+/// The same with any answer.
+async fn raw_server(
     (certificate, key): (rcgen::Certificate, KeyPair),
-    answer: &'static str,
+    answer: String,
+    then: Then,
 ) -> (SocketAddr, AllSeen) {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
@@ -105,12 +146,8 @@ async fn tls_server(
                 sni: stream.get_ref().1.server_name().map(str::to_owned),
                 head: String::from_utf8(head).unwrap(),
             });
-            let length = answer.len();
-            let reply = format!(
-                "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{answer}"
-            );
-            drop(stream.write_all(reply.as_bytes()).await);
-            drop(stream.shutdown().await);
+            drop(stream.write_all(answer.as_bytes()).await);
+            drop(then.go_on(&mut stream).await);
         }
     });
     (address, seen)
@@ -119,9 +156,17 @@ async fn tls_server(
 const VERSION: &str = r#"{"server":{"name":"other"}}"#;
 
 async fn version(world: &World, server: &str) -> Result<String, PeerError> {
+    version_within(world, server, None).await
+}
+
+async fn version_within(
+    world: &World,
+    server: &str,
+    limits: Option<Limits>,
+) -> Result<String, PeerError> {
     let server = ServerName::parse(server).unwrap();
     let request = get_server_version::v1::Request::new();
-    let answer = peers::ask(&world.server().app, &server, request).await?;
+    let answer = peers::ask_within(&world.server().app, &server, request, limits).await?;
     Ok(answer.server.unwrap().name.unwrap())
 }
 
@@ -233,6 +278,69 @@ async fn what_is_no_http_or_no_answer_is_an_error() {
         .await;
         assert_unreachable(&version(&hs1, "hs2").await);
     }
+}
+
+#[tokio::test]
+async fn an_answer_over_a_connection_is_limited_in_size_and_in_time() {
+    let authority = Authority::new();
+    let limits = Limits {
+        timeout: Duration::from_secs(20),
+        bytes_max: 100_000,
+    };
+    let head = |length: &str| format!("HTTP/1.1 200 OK\r\n{length}Connection: close\r\n\r\n");
+    let quickly = Limits {
+        timeout: Duration::from_millis(300),
+        ..limits
+    };
+    let cases = [
+        (head(""), Then::Flood, limits, "larger than 100000 bytes"),
+        (
+            head("Content-Length: 200000000\r\n"),
+            Then::Drip,
+            limits,
+            "larger than 100000 bytes",
+        ),
+        (head("Content-Length: 1000\r\n"), Then::Close, limits, ""),
+        (
+            head("Content-Length: 1000\r\n"),
+            Then::Drip,
+            quickly,
+            "did not come in time",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nX: ".to_owned(),
+            Then::Drip,
+            quickly,
+            "did not come in time",
+        ),
+        ("SSH-2.0-x\r\n".to_owned(), Then::Close, limits, ""),
+    ];
+    for (answer, then, limits, cause) in cases {
+        let (address, _) = raw_server(authority.issue(&["hs2"]), answer.clone(), then).await;
+        let hs1 = asks(|config| {
+            authority.trust(config);
+            config.testing.server_addresses = [("hs2".try_into().unwrap(), address)].into();
+        })
+        .await;
+        let error = version_within(&hs1, "hs2", Some(limits)).await.unwrap_err();
+        assert!(error.to_string().contains(cause), "{answer}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let authority = Authority::new();
+    let answer =
+        "HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let (address, seen) =
+        raw_server(authority.issue(&["hs2"]), answer.to_owned(), Then::Close).await;
+    let hs1 = asks(|config| {
+        authority.trust(config);
+        config.testing.server_addresses = [("hs2".try_into().unwrap(), address)].into();
+    })
+    .await;
+    assert_unreachable(&version(&hs1, "hs2").await);
+    assert_eq!(seen.lock().unwrap().len(), 1);
 }
 
 #[tokio::test] // Both ends are ours: HTTP/2, and keys over the wire

@@ -4,7 +4,7 @@ use compliance_tests::{Client, Network, World, segment};
 use homeserver::rooms::members::To;
 use serde_json::{Value, json};
 
-use crate::inbox::{Inbox, edus, join_remote, move_remote, pdus, texts};
+use crate::inbox::{Inbox, NEVER, edus, join_remote, move_remote, pdus, texts};
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -389,6 +389,125 @@ async fn what_was_not_taken_is_sent_after_a_restart() {
     let messages = edus(&inbox.arrived(), "m.direct_to_device");
     assert_eq!(messages.len(), 1);
     drop(world);
+}
+
+#[tokio::test]
+async fn what_was_under_way_when_the_server_was_stopped_is_sent_again() {
+    let network = Network::new();
+    let world = network.server_on_disk("hs1", |_| {}).await;
+    let inbox = Inbox::new(&network, "hs2");
+    let third = Inbox::new(&network, "hs3");
+    let alice = world.register("alice").await;
+    let room = alice.public_room().await;
+    join_remote(&world, &room, "@bob:hs2").await;
+    alice.say(&room, "before").await;
+    inbox.text("before").await;
+    world.make_admin(&alice).await;
+    until_failing(&alice, "hs2", false).await;
+    inbox.answer(NEVER, json!({}));
+    alice.say(&room, "under way").await;
+    inbox.text("under way").await;
+    // What goes on meanwhile is written down, as is how far the sender is.
+    let other = alice.public_room().await;
+    join_remote(&world, &other, "@carol:hs3").await;
+    for number in 0..2 {
+        let messages = json!({ "messages": { "@carol:hs3": { "*": { "n": number } } } });
+        let path = format!("/v3/sendToDevice/org.test/{number}");
+        alice.put(&path, messages).await.ok();
+        third
+            .edu("m.direct_to_device", |edu| {
+                edu["messages"]["@carol:hs3"]["*"]["n"] == number
+            })
+            .await;
+    }
+    drop(alice);
+    let world = world.restart(|_| {}).await;
+    inbox
+        .until("the event, again", |arrived| {
+            let texts = texts(arrived);
+            let found = texts.iter().filter(|text| *text == "under way").count();
+            (found == 2).then_some(())
+        })
+        .await;
+    drop(world);
+}
+
+#[tokio::test]
+async fn what_was_said_while_nothing_was_sent_goes_to_those_who_were_there_then() {
+    let network = Network::new();
+    let world = network.server_on_disk("hs1", |_| {}).await;
+    let inbox = Inbox::new(&network, "hs2");
+    let third = Inbox::new(&network, "hs3");
+    let alice = world.register("alice").await;
+    let room = alice.public_room().await;
+    join_remote(&world, &room, "@bob:hs2").await;
+    alice.say(&room, "before").await;
+    inbox.text("before").await;
+    drop(alice);
+    let world = world
+        .restart(|config| config.federation.enabled = false)
+        .await;
+    let alice = world.log_in("alice").await;
+    alice.say(&room, "bob is here").await;
+    move_remote(&world, &room, "@bob:hs2", To::Leave).await;
+    alice.say(&room, "nobody is here").await;
+    join_remote(&world, &room, "@carol:hs3").await;
+    alice.say(&room, "carol is here").await;
+    drop(alice);
+    let world = world
+        .restart(|config| config.federation.enabled = true)
+        .await;
+    inbox.text("bob is here").await;
+    third.text("carol is here").await;
+    let alice = world.log_in("alice").await;
+    join_remote(&world, &room, "@bob:hs2").await;
+    alice.say(&room, "both are here").await;
+    inbox.text("both are here").await;
+    third.text("both are here").await;
+    let heard = |inbox: &Inbox| {
+        let mut texts = texts(&inbox.arrived());
+        texts.dedup();
+        texts
+    };
+    // What was sent right before a restart may be sent again.
+    let of_hs2 = heard(&inbox);
+    assert_eq!(of_hs2, ["before", "bob is here", "both are here"]);
+    assert_eq!(heard(&third), ["carol is here", "both are here"]);
+}
+
+#[tokio::test]
+async fn an_event_that_this_server_was_given_for_the_room_is_passed_on_to_the_others() {
+    let (network, world, alice, inbox, room) = shared().await;
+    let third = Inbox::new(&network, "hs3");
+    join_remote(&world, &room, "@carol:hs3").await;
+    let path = format!("/v3/rooms/{}/state", segment(&room));
+    let state = alice.get(&path).await.ok();
+    let join = state
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|event| event["state_key"] == "@carol:hs3")
+        .unwrap();
+    let event_id: ruma::OwnedEventId = join["event_id"].as_str().unwrap().try_into().unwrap();
+    let mut commit = store::Commit::new();
+    homeserver::peers::sender::also(&mut commit, &event_id);
+    world.server().app.store.commit(commit).await.unwrap();
+    let passed = inbox
+        .until("the join", |arrived| {
+            let joins = pdus(arrived);
+            joins
+                .into_iter()
+                .find(|pdu| pdu["state_key"] == "@carol:hs3")
+        })
+        .await;
+    assert_eq!(passed["sender"], "@carol:hs3");
+    alice.say(&room, "after").await;
+    third.text("after").await;
+    let kinds: Vec<Value> = pdus(&third.arrived())
+        .iter()
+        .map(|pdu| pdu["type"].clone())
+        .collect();
+    assert_eq!(kinds, ["m.room.message"], "it is not sent back");
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ const KEEP_MS: u64 = 24 * HOUR_MS;
 const KEEP_MS_MIN: u64 = 5 * MINUTE_MS;
 
 /// For how long one is kept at most, whatever it says, in milliseconds: 48 hours.
-const KEEP_MS_MAX: u64 = 48 * HOUR_MS;
+pub const KEEP_MS_MAX: u64 = 48 * HOUR_MS;
 
 /// For how long it is kept that there is no answer, in milliseconds: an hour at most, less after the first failures.
 const KEEP_FAILURE_MS_MAX: u64 = HOUR_MS;

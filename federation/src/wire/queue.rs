@@ -71,8 +71,10 @@ const GONE_PARTS: u64 = 7;
 /// An event for a destination.
 #[derive(Clone, Debug)]
 pub struct QueuedEvent {
-    /// Its place in the caller's log; events are queued in this order.
+    /// Where the caller's log says that it is to be sent; events are queued in this order.
     pub position: u64,
+    /// Where it is itself, in the log or its room: by this the caller finds it again.
+    pub place: u64,
     /// Its room, by the caller's numbers.
     pub room: u64,
     /// The event.
@@ -254,7 +256,7 @@ impl DestinationQueue {
         Next::Send(self.batch())
     }
 
-    /// The newest position of each room whose events left the queue unsent since this was called last. Each
+    /// The place of the newest event of each room whose events left the queue unsent since this was called last. Each
     /// has to be written down before the caller's place in its log is.
     pub fn take_spilled(&mut self) -> BTreeMap<u64, u64> {
         std::mem::take(&mut self.spilled)
@@ -310,7 +312,7 @@ impl DestinationQueue {
     /// Gives up all events that wait: what the destination gets instead is the newest of each room.
     fn spill(&mut self) {
         for event in self.events.drain(..) {
-            self.spilled.insert(event.room, event.position);
+            self.spilled.insert(event.room, event.place);
             self.behind = true;
         }
     }

@@ -23,6 +23,9 @@ pub trait Auth: Sized + Send + 'static {
     /// Whether a request without an access token gets as far as the handler.
     const PUBLIC: bool;
 
+    /// Whether who makes the request is only known with its whole body: such a handler cannot read the body itself.
+    const SIGNS_BODY: bool = false;
+
     /// Finds out who makes the request.
     fn authenticate(app: &App, parts: &mut Parts) -> impl Future<Output = ApiResult<Self>> + Send;
 
@@ -177,6 +180,7 @@ pub struct Origin {
 
 impl Auth for Origin {
     const PUBLIC: bool = false;
+    const SIGNS_BODY: bool = true;
 
     async fn authenticate(app: &App, parts: &mut Parts) -> ApiResult<Self> {
         crate::peers::origin::parse(app, parts)

@@ -166,7 +166,7 @@ impl Routes {
         F: Fn(App, A, RawRequest) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = ApiResult<Response>> + Send + 'static,
     {
-        self.stream(method, path, move |app, auth, parts, path, body| {
+        self.serve(method, path, move |app, auth, parts, path, body| {
             let handler = handler.clone();
             async move {
                 let body = read_body(&app, &parts, body).await?;
@@ -181,6 +181,21 @@ impl Routes {
 
     /// Adds a handler that reads the body itself, such as an upload.
     pub fn stream<A, F, Fut>(&mut self, method: Method, path: &str, handler: F)
+    where
+        A: Auth,
+        F: Fn(App, A, Parts, Vec<String>, Body) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<Response>> + Send + 'static,
+    {
+        const {
+            assert!(
+                !A::SIGNS_BODY,
+                "the signature of a server is over the body, which must be read before it is believed"
+            );
+        }
+        self.serve(method, path, handler);
+    }
+
+    fn serve<A, F, Fut>(&mut self, method: Method, path: &str, handler: F)
     where
         A: Auth,
         F: Fn(App, A, Parts, Vec<String>, Body) -> Fut + Clone + Send + Sync + 'static,

@@ -40,6 +40,10 @@ const ASK_AGAIN_MS_MIN: u64 = 60 * 1_000;
 /// For how long a server is not asked again after it did not answer, in milliseconds; doubled each time.
 const FAILED_MS_MIN: u64 = 60 * 1_000;
 
+/// As [`FAILED_MS_MIN`], for a server that makes a request in the meantime; not doubled. Anybody can say to be it, so this
+/// is how often anybody can make this server ask another.
+const FAILED_BUT_ALIVE_MS: u64 = 10 * 1_000;
+
 /// The longest such time, in milliseconds: an hour.
 const FAILED_MS_MAX: u64 = 60 * 60 * 1_000;
 
@@ -96,7 +100,7 @@ struct Failure {
 impl Failure {
     fn is_over(self, now_ms: u64, hurry: Hurry) -> bool {
         let wait_ms = match hurry {
-            Hurry::Alive => FAILED_MS_MIN,
+            Hurry::Alive => FAILED_BUT_ALIVE_MS,
             Hurry::Perhaps => FAILED_MS_MIN
                 .saturating_mul(1 << (self.times.saturating_sub(1)).min(16))
                 .min(FAILED_MS_MAX),

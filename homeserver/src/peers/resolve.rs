@@ -15,7 +15,7 @@ use std::{
 };
 
 use federation::wire::discovery::{
-    Discovery, Host, Next, Route, Target, delegated, in_order, keep_ms,
+    Discovery, Host, KEEP_MS_MAX, Next, Route, Target, delegated, in_order, keep_ms,
 };
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::Semaphore;
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How many servers are looked up at once; more wait.
-const AT_ONCE_MAX: usize = 64;
+const AT_ONCE_MAX: usize = 256;
 
 /// How many well-known answers are kept.
 const WELL_KNOWN_MAX: usize = 10_000;
@@ -47,9 +47,12 @@ pub(super) struct Place {
 }
 
 /// What a host's well-known answer was.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct WellKnown {
     delegated: Option<OwnedServerName>,
+    /// When there was a valid one, in milliseconds since the epoch.
+    good_ms: u64,
+    /// When to ask again.
     until_ms: u64,
     /// How often in a row there was none.
     failures: u32,
@@ -175,18 +178,22 @@ impl Resolver {
         }
         let answer = self.lookup.well_known(host, now_ms).await;
         let valid = answer.and_then(|answer| Some((delegated(&answer.body)?, answer)));
-        let before = known.as_ref().map_or(0, |known| known.failures);
+        let before = known.unwrap_or_default();
         let known = match valid {
             Some((delegated, answer)) => WellKnown {
                 delegated: Some(delegated),
+                good_ms: now_ms,
                 until_ms: now_ms
                     + keep_ms(0, answer.cache_control.as_deref(), answer.expires_in_ms),
                 failures: 0,
             },
             None => {
-                let failures = before.saturating_add(1);
+                let failures = before.failures.saturating_add(1);
+                // A web server that is down for an hour does not move the server behind it.
+                let still = now_ms < before.good_ms.saturating_add(KEEP_MS_MAX);
                 WellKnown {
-                    delegated: None,
+                    delegated: before.delegated.filter(|_| still),
+                    good_ms: before.good_ms,
                     until_ms: now_ms + keep_ms(failures, None, None),
                     failures,
                 }

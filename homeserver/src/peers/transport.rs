@@ -201,7 +201,7 @@ impl Internet {
         let way = self.way(&server).await.map_err(Lost::Unreachable)?;
         let target = request.uri().to_string();
         let unsendable =
-            |reason: &str| Lost::Unreachable(format!("the request cannot be sent: {reason}"));
+            |reason: &str| Lost::BrokeOff(format!("the request cannot be sent: {reason}"));
         let url = Url::parse(&format!("{}{target}", way.base));
         let url = url.map_err(|error| unsendable(&error.to_string()))?;
         // The signature is over the target as it is, and URLs have their own idea of dots and quotes.

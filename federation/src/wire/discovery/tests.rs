@@ -294,3 +294,25 @@ fn records_are_tried_by_priority_and_among_equals_by_their_share() {
         .into()
     );
 }
+
+#[test]
+fn every_cut_and_every_changed_byte_of_a_well_known_answer_is_read_without_a_panic() {
+    let body = br#"{"a":[{}],"m.server":"[2001:db8::1]:8448"}"#;
+    let mut valid = 0;
+    for at in 0..body.len() {
+        valid += usize::from(delegated(&body[..at]).is_some());
+        valid += usize::from(delegated(&body[at..]).is_some());
+        for byte in 0..=u8::MAX {
+            let mut changed = body.to_vec();
+            changed[at] = byte;
+            if let Some(server) = delegated(&changed) {
+                valid += 1;
+                // Whatever it names, the way goes on from there, or ends.
+                let mut discovery = Discovery::new(&self::server("a.example"));
+                discovery.well_known(Some(&server));
+                assert!(!matches!(discovery.next(), Next::WellKnown(_)));
+            }
+        }
+    }
+    assert!(valid > 300, "{valid}");
+}

@@ -201,3 +201,21 @@ fn a_signature_in_the_other_alphabet_and_beside_foreign_ones_is_good() {
     json["signatures"]["notary"] = json!({ "ed25519:n": "AAAA" });
     check(&serde_json::to_vec(&json).unwrap()).unwrap();
 }
+
+#[test]
+fn no_byte_of_an_answer_can_be_changed_or_cut_off() {
+    let json = answer(&key(1, "a"), |_| {});
+    let good = check(&json).unwrap();
+    for at in 0..json.len() {
+        check(&json[..at]).unwrap_err();
+        for byte in [b'0', b'"', 0xff] {
+            let mut changed = json.clone();
+            changed[at] = byte;
+            if let Ok(published) = check(&changed) {
+                // The last character of base64 has bits that mean nothing.
+                assert_eq!(published.keys, good.keys, "{at}");
+                assert_eq!(published.valid_until_ms, good.valid_until_ms, "{at}");
+            }
+        }
+    }
+}

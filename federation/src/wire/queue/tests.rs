@@ -30,6 +30,7 @@ fn event(position: u64, room: u64) -> QueuedEvent {
     let rules = rules_of(&RoomVersionId::V11).unwrap();
     QueuedEvent {
         position,
+        place: position,
         room,
         pdu: Arc::new(Pdu::from_canonical(&object, &rules).unwrap()),
     }

@@ -84,3 +84,54 @@ pub fn since(
     changes.sort_unstable();
     Ok(whole.then_some(changes))
 }
+
+#[cfg(test)]
+mod tests {
+    use store::{CacheSizes, kv::Engine, log::Change};
+
+    use super::*;
+
+    async fn change(store: &Store, user: UserNum, what: &str) -> Position {
+        let mut commit = Commit::new();
+        let entry = commit.log(Change::DeviceList { user });
+        put(store, &mut commit, entry, user, std::iter::once(what)).unwrap();
+        let committed = store.commit(commit).await.unwrap();
+        committed.position(entry)
+    }
+
+    fn store() -> Store {
+        let nowhere = std::path::Path::new("");
+        Store::open(Engine::Memory, nowhere, CacheSizes::default()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn each_device_is_told_once_at_its_last_change() {
+        let (store, user) = (store(), UserNum(1));
+        change(&store, user, "A").await;
+        let b = change(&store, user, "B").await;
+        let a = change(&store, user, "A").await;
+        let keys = change(&store, user, SIGNING_KEYS).await;
+        change(&store, UserNum(2), "C").await;
+        let all = since(&store, user, 0).unwrap().unwrap();
+        let expected = [(b, "B"), (a, "A"), (keys, "")];
+        assert_eq!(all, expected.map(|(at, what)| (at, what.to_owned())));
+        assert_eq!(since(&store, user, a).unwrap().unwrap().len(), 1);
+        assert_eq!(since(&store, user, keys).unwrap().unwrap().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_was_told_before_changes_were_forgotten_is_not_told_piece_by_piece() {
+        let (store, user) = (store(), UserNum(1));
+        let mut last = 0;
+        for device in 0..ROWS_MAX {
+            last = change(&store, user, &format!("D{device}")).await;
+        }
+        assert_eq!(since(&store, user, 0).unwrap().unwrap().len(), ROWS_MAX);
+        let more = change(&store, user, "MORE").await;
+        assert_eq!(since(&store, user, last).unwrap(), None);
+        assert_eq!(since(&store, user, more).unwrap(), Some(Vec::new()));
+        let next = change(&store, user, "NEXT").await;
+        let told = since(&store, user, more).unwrap().unwrap();
+        assert_eq!(told, [(next, "NEXT".to_owned())]);
+    }
+}

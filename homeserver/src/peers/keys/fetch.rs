@@ -21,10 +21,10 @@ use super::{
 use crate::server::App;
 
 /// How long a server may take to say what its keys are.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How many servers are asked at once for one purpose.
-const AT_ONCE_MAX: usize = 32;
+const AT_ONCE_MAX: usize = 128;
 
 /// How many servers a notary is asked for in one request.
 const PER_NOTARY_REQUEST_MAX: usize = 50;
@@ -40,22 +40,33 @@ impl Keys {
         let now_ms = app.clock.now_ms();
         let (mut flights, mut others) = (Vec::new(), Vec::new());
         for (server, need) in needs {
-            match self.known(app, server) {
-                Ok(known) if need.is_met(known.as_deref()) => {}
-                Ok(known) => match self.flights.take(server) {
-                    None => others.push(server),
-                    // Only now: whoever had the flight before may have failed a moment ago.
-                    Some(flight) if self.may_ask(server, known.as_deref(), now_ms, hurry) => {
-                        flights.push(flight);
-                    }
-                    Some(_) => {}
-                },
-                Err(error) => tracing::error!(%error, %server, "keys cannot be read"),
+            if self.is_met(app, server, need) {
+                continue;
+            }
+            let Some(flight) = self.flights.take(server) else {
+                others.push(server);
+                continue;
+            };
+            // Whoever had the flight before may have brought it, or failed, a moment ago.
+            let known = self.known(app, server).ok().flatten();
+            if !need.is_met(known.as_deref())
+                && self.may_ask(server, known.as_deref(), now_ms, hurry)
+            {
+                flights.push(flight);
+            }
+        }
+        if hurry == Hurry::Alive {
+            // It says that it is there, whatever was found out before.
+            for flight in &flights {
+                app.peers.reached(&flight.server);
             }
         }
         let asked = flights.into_iter().map(|flight| async {
             self.ask_itself(app, &flight.server).await;
-            (!self.is_met(app, needs, &flight.server)).then_some(flight)
+            let met = needs
+                .get(&flight.server)
+                .is_some_and(|need| self.is_met(app, &flight.server, need));
+            (!met).then_some(flight)
         });
         let asked = stream::iter(asked).buffer_unordered(AT_ONCE_MAX);
         let mut left: Vec<Flight> = asked.filter_map(std::future::ready).collect().await;
@@ -71,16 +82,14 @@ impl Keys {
         }
     }
 
-    fn is_met(
-        &self,
-        app: &App,
-        needs: &BTreeMap<OwnedServerName, Need>,
-        server: &ServerName,
-    ) -> bool {
-        let known = self.known(app, server).ok().flatten();
-        needs
-            .get(server)
-            .is_some_and(|need| need.is_met(known.as_deref()))
+    fn is_met(&self, app: &App, server: &ServerName, need: &Need) -> bool {
+        match self.known(app, server) {
+            Ok(known) => need.is_met(known.as_deref()),
+            Err(error) => {
+                tracing::error!(%error, %server, "keys cannot be read");
+                false
+            }
+        }
     }
 
     async fn ask_itself(&self, app: &App, server: &ServerName) {
@@ -149,7 +158,10 @@ impl Keys {
                 }
             }
         }
-        left.retain(|flight| !self.is_met(app, needs, &flight.server));
+        left.retain(|flight| {
+            let need = needs.get(&flight.server);
+            !need.is_some_and(|need| self.is_met(app, &flight.server, need))
+        });
         left
     }
 

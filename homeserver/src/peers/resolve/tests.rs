@@ -265,6 +265,21 @@ async fn what_a_host_delegates_to_is_remembered_and_so_is_that_it_does_not() {
 }
 
 #[tokio::test]
+async fn a_host_that_does_not_answer_for_a_while_delegates_to_where_it_did_for_up_to_two_days() {
+    let test = test(false);
+    test.table.name("b.example", &["8.8.8.8"]);
+    test.table.name("a.example", &["1.1.1.1"]);
+    test.table
+        .delegate("a.example", r#"{"m.server":"b.example:1"}"#, None);
+    assert_eq!(test.addresses("a.example").await, ["8.8.8.8:1"]);
+    test.table.with(|world| world.well_known.clear());
+    test.pass_ms(47 * HOUR_MS);
+    assert_eq!(test.addresses("a.example").await, ["8.8.8.8:1"]);
+    test.pass_ms(HOUR_MS);
+    assert_eq!(test.addresses("a.example").await, ["1.1.1.1:8448"]);
+}
+
+#[tokio::test]
 async fn the_answers_that_are_remembered_are_bounded() {
     let test = test(false);
     for number in 0..WELL_KNOWN_MAX + 5 {

@@ -109,7 +109,8 @@ fn update(
     match row {
         None => content.deleted = Some(true),
         Some(row) => {
-            content.device_display_name = row.display_name;
+            let shared = app.config.federation.share_device_names;
+            content.device_display_name = row.display_name.filter(|_| shared);
             content.keys = keys.map(|keys| raw(&keys)).transpose()?;
         }
     }

@@ -43,6 +43,12 @@ const SAVE_EVERY: Duration = Duration::from_secs(30);
 /// How long to wait when the store failed.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// How often an entry of the log is tried to be dealt with, when the store fails each time.
+const TRIES_MAX: u32 = 6;
+
+/// How often the clock is looked at at least: it may jump, as it does when the machine has slept.
+const CLOCK_EVERY: Duration = Duration::from_mins(1);
+
 #[derive(Debug, Default)]
 struct Destination {
     queue: DestinationQueue,
@@ -83,6 +89,8 @@ pub async fn begin(app: &App) -> ApiResult<impl Future<Output = ()> + Send + use
         destinations: BTreeMap::new(),
         ready: BTreeSet::new(),
         touched: BTreeSet::new(),
+        denied: BTreeSet::new(),
+        failed: (0, 0),
         wakes: BTreeSet::new(),
         unwritten: Unwritten::default(),
     };
@@ -107,6 +115,10 @@ struct Reader {
     ready: BTreeSet<OwnedServerName>,
     /// Those that something happened to since they were shown.
     touched: BTreeSet<OwnedServerName>,
+    /// Those that may not be sent anything.
+    denied: BTreeSet<OwnedServerName>,
+    /// Which entry of the log could not be dealt with, and how often.
+    failed: (Position, u32),
     /// When those that wait are to be asked, in milliseconds since the epoch.
     wakes: BTreeSet<(u64, OwnedServerName)>,
     unwritten: Unwritten,
@@ -201,7 +213,12 @@ impl Reader {
         let entries = app.store.log(self.position, LOG_ENTRIES_MAX)?;
         let read = !entries.is_empty();
         for (position, entry) in entries {
-            self.take(position, &entry).await?;
+            if let Err(error) = self.take(position, &entry).await {
+                if !self.gives_up(position) {
+                    return Err(error);
+                }
+                tracing::error!(error = %error.message, position, "other servers are not told of an event");
+            }
             self.position = position;
             if self.unwritten.len() >= UNWRITTEN_MAX {
                 self.write(false).await?;
@@ -219,6 +236,14 @@ impl Reader {
             tokio::task::yield_now().await;
         }
         Ok(read)
+    }
+
+    /// Whether an entry of the log has failed often enough: one damaged row must not silence the server.
+    fn gives_up(&mut self, position: Position) -> bool {
+        let (at, times) = self.failed;
+        let times = if at == position { times + 1 } else { 1 };
+        self.failed = (position, times);
+        times >= TRIES_MAX
     }
 
     /// How long there is nothing to do, unless something happens.
@@ -239,8 +264,7 @@ impl Reader {
         [until, write]
             .into_iter()
             .flatten()
-            .min()
-            .unwrap_or(Duration::MAX)
+            .fold(CLOCK_EVERY, Duration::min)
     }
 
     /// A destination, as the store has it if it is not in memory.
@@ -271,11 +295,23 @@ impl Reader {
     }
 
     fn tell(&mut self, server: &ServerName, input: Input) -> ApiResult<()> {
+        if self.denied.contains(server) {
+            return self.drop_kept(server);
+        }
         let now_ms = self.app.clock.now_ms();
         let queue = &mut self.touch(server)?.queue;
         queue.handle(now_ms, input);
         let spilled = queue.take_spilled();
         self.spill(server, spilled);
+        Ok(())
+    }
+
+    /// Deletes what was kept for a server that may not be sent anything.
+    fn drop_kept(&mut self, server: &ServerName) -> ApiResult<()> {
+        for keyspace in [Keyspace::DESTINATION_MESSAGE, Keyspace::DESTINATION_USER] {
+            let prefix = rows::of(keyspace, server);
+            self.unwritten.delete_all(&self.app.store, &prefix)?;
+        }
         Ok(())
     }
 

@@ -86,11 +86,12 @@ impl Servers {
     /// Takes note of an event, the next one of its room, and says who came and went by it.
     pub(super) fn apply(&mut self, app: &App, event: &TimelineEvent) -> ApiResult<Moved> {
         let mut moved = Moved::default();
-        if !event.changes_state() {
-            return Ok(moved);
-        }
         let position = event.position();
         let before = position.saturating_sub(1);
+        // Where only this server is, there are no forks, by whose end an event changes what it does not name.
+        if !event.changes_state() && self.is_own(app, event.room, before)? {
+            return Ok(moved);
+        }
         let changes = app.store.state_changes(event.room, before, position)?;
         let changes = changes.into_iter().flat_map(|(_, changes)| changes);
         let members: Vec<_> = changes
@@ -107,13 +108,16 @@ impl Servers {
             let Some(user) = app.store.find_user(&user_id)? else {
                 continue;
             };
-            let joined = match &change.event_id {
-                Some(event_id) => is_join(app, event_id)?,
-                None => false,
-            };
+            let joined = is_join(app, event.room, user, change.event_id.as_deref())?;
             self.set(app, event.room, user, &user_id, joined, &mut moved);
         }
         Ok(moved)
+    }
+
+    /// Whether users of this server only are in a room, where the log was read up to `position`.
+    fn is_own(&mut self, app: &App, room: RoomNum, position: Position) -> ApiResult<bool> {
+        let members = self.at(app, room, position)?;
+        Ok(members.keys().all(|name| name == app.server_name()))
     }
 
     fn set(
@@ -219,11 +223,10 @@ fn load(app: &App, room: RoomNum, position: Position) -> ApiResult<ByServer> {
         let event_id = state
             .as_ref()
             .and_then(|state| state.get("m.room.member", user_id.as_str()));
-        let joined = match event_id {
-            Some(event_id) => is_join(app, event_id)?,
-            None => false,
+        let Some(user) = app.store.find_user(&user_id)? else {
+            continue;
         };
-        if let Some(user) = app.store.find_user(&user_id)?.filter(|_| joined) {
+        if is_join(app, room, user, event_id.map(|id| &**id))? {
             let of_server = members.entry(user_id.server_name().to_owned());
             of_server.or_default().insert(user);
         }
@@ -239,8 +242,16 @@ fn state_before(app: &App, room: RoomNum, position: Position) -> ApiResult<State
     }
 }
 
-fn is_join(app: &App, event_id: &EventId) -> ApiResult<bool> {
-    let event = app.store.event(event_id)?;
-    let content: Option<MemberContent> = event.and_then(|event| event.pdu.content_as());
+/// Whether a user is joined by this event. Without the event, the user is not; one that is not at hand says what
+/// is true now.
+fn is_join(app: &App, room: RoomNum, user: UserNum, event_id: Option<&EventId>) -> ApiResult<bool> {
+    let Some(event_id) = event_id else {
+        return Ok(false);
+    };
+    let Some(event) = app.store.event(event_id)? else {
+        let view = app.store.room(room)?;
+        return Ok(view.is_some_and(|view| view.head.membership(user) == Membership::Join));
+    };
+    let content: Option<MemberContent> = event.pdu.content_as();
     Ok(content.is_some_and(|content| content.membership == MembershipState::Join))
 }

@@ -66,7 +66,7 @@ impl Reader {
             let before = position.saturating_sub(1);
             let mut to = moments::others(&app, &mut self.servers, event.room, before)?;
             to.extend(target(&app, event));
-            self.send_event(event, to)?;
+            self.send_event(position, event, to)?;
         }
         let moved = self.servers.apply(&app, event)?;
         for user in moved.joined {
@@ -93,17 +93,19 @@ impl Reader {
         };
         let mut to = moments::others(&app, &mut self.servers, event.room, position)?;
         to.remove(event.pdu.sender().server_name());
-        self.send_event(&event, to)
+        self.send_event(position, &event, to)
     }
 
     fn send_event(
         &mut self,
+        position: Position,
         event: &Arc<TimelineEvent>,
         to: BTreeSet<OwnedServerName>,
     ) -> ApiResult<()> {
         for server in to {
             let queued = QueuedEvent {
-                position: event.position(),
+                position,
+                place: event.position(),
                 room: event.room.0,
                 pdu: event.pdu.clone(),
             };

@@ -19,6 +19,9 @@ use crate::{
 /// How many destinations are sent something at the same time; the others wait for their turn.
 const SENDS_MAX: usize = 200;
 
+/// How many servers that may not be sent anything are remembered; others are found out again.
+const DENIED_MAX: usize = 10_000;
+
 /// For how long messages to devices wait for a server that does not come back, in milliseconds: 30 days. The
 /// devices on both sides have long made new sessions by then.
 const MESSAGES_WAIT_MS_MAX: u64 = 30 * 86_400_000;
@@ -92,7 +95,7 @@ impl Reader {
                 queue.handle(now_ms, Input::Done(Outcome::Empty));
                 self.ready.insert(server.to_owned());
                 let rooms = batch.events.iter();
-                let rooms = rooms.map(|event| (event.room, event.position)).collect();
+                let rooms = rooms.map(|event| (event.room, event.place)).collect();
                 self.spill(server, rooms);
                 Err(error)
             }
@@ -122,7 +125,7 @@ impl Reader {
         };
         let outcome = match sent {
             Sent::Done(outcome) => outcome,
-            Sent::Denied => return self.forget(server),
+            Sent::Denied => return self.deny(server),
         };
         app.metrics.federation_transaction(outcome);
         if matches!(outcome, Outcome::Failed { .. }) {
@@ -171,13 +174,18 @@ impl Reader {
         Ok(())
     }
 
-    /// Forgets a destination that may not be sent anything.
-    fn forget(&mut self, server: &ServerName) -> ApiResult<()> {
+    /// Forgets a destination that may not be sent anything, and that it may not: the configuration does not change
+    /// while the server runs.
+    fn deny(&mut self, server: &ServerName) -> ApiResult<()> {
         tracing::debug!(%server, "nothing is sent to a server that is not federated with");
         for keyspace in rows::OF_DESTINATION {
             let prefix = rows::of(keyspace, server);
             self.unwritten.delete_all(&self.app.store, &prefix)?;
         }
+        if self.denied.len() >= DENIED_MAX {
+            self.denied.clear();
+        }
+        self.denied.insert(server.to_owned());
         let row = DESTINATIONS.key().text(server.as_str());
         self.unwritten.delete(row);
         self.ready.remove(server);

@@ -1,0 +1,222 @@
+//! Rooms with users of several servers: what is done on one is seen on all, also after they could not reach
+//! each other. Server-server API, "PDUs", "Room State Resolution", "Backfilling and retrieving missing events".
+
+use compliance_tests::{Client, Network, World, segment};
+use serde_json::{Value, json};
+
+/// How many answers of `/sync` something may take to arrive.
+const PATIENCE: usize = 20;
+
+async fn join_by(client: &Client, room: &str, server: &str) {
+    let path = format!("/v3/join/{}?server_name={server}", segment(room));
+    client.post(&path, json!({})).await.ok();
+}
+
+/// Follows `/sync` until an event of the room satisfies `is`.
+async fn until(client: &Client, room: &str, is: impl Fn(&Value) -> bool) -> Value {
+    let mut since: Option<String> = None;
+    for _ in 0..PATIENCE {
+        let sync = match &since {
+            Some(since) => {
+                let path = format!("/v3/sync?since={since}&timeout=1000");
+                client.get(&path).await.ok()
+            }
+            None => client.sync(None, "").await,
+        };
+        let room = &sync["rooms"]["join"][room];
+        let events = ["timeline", "state"].map(|part| room[part]["events"].as_array().cloned());
+        let mut events = events.into_iter().flatten().flatten();
+        if let Some(event) = events.find(|event| is(event)) {
+            return event;
+        }
+        since = sync["next_batch"].as_str().map(str::to_owned);
+    }
+    panic!("it did not arrive");
+}
+
+async fn until_said(client: &Client, room: &str, text: &str) -> Value {
+    until(client, room, |event| event["content"]["body"] == text).await
+}
+
+async fn until_member(client: &Client, room: &str, user: &str, membership: &str) -> Value {
+    until(client, room, |event| {
+        event["state_key"] == user && event["content"]["membership"] == membership
+    })
+    .await
+}
+
+/// A room of alice on hs1 and bob on hs2.
+async fn shared(network: &Network) -> (World, World, Client, Client, String) {
+    let (hs1, hs2) = (network.server("hs1").await, network.server("hs2").await);
+    let (alice, bob) = (hs1.register("alice").await, hs2.register("bob").await);
+    let room = alice.public_room().await;
+    join_by(&bob, &room, "hs1").await;
+    (hs1, hs2, alice, bob, room)
+}
+
+/// Lets a server try at once to reach another that it could not reach.
+async fn retry(world: &World, client: &Client, other: &str) {
+    world.make_admin(client).await;
+    let path = format!("/_synapse/admin/v1/federation/destinations/{other}/reset_connection");
+    client.post(&path, json!({})).await;
+}
+
+#[tokio::test]
+async fn what_is_said_on_one_server_is_heard_on_the_other() {
+    let network = Network::new();
+    let (_hs1, _hs2, alice, bob, room) = shared(&network).await;
+    let said = alice.say(&room, "hello from one").await;
+    let heard = until_said(&bob, &room, "hello from one").await;
+    assert_eq!(heard["event_id"], said);
+    assert_eq!(heard["sender"], "@alice:hs1");
+    bob.say(&room, "hello from two").await;
+    until_said(&alice, &room, "hello from two").await;
+    alice
+        .set_state(&room, "m.room.topic", "", json!({ "topic": "tea" }))
+        .await
+        .ok();
+    until(&bob, &room, |event| event["content"]["topic"] == "tea").await;
+    let topic = bob.state(&room, "m.room.topic", "").await.ok();
+    assert_eq!(topic["topic"], "tea");
+}
+
+#[tokio::test]
+async fn a_third_server_hears_all_and_is_heard_by_all() {
+    let network = Network::new();
+    let (_hs1, _hs2, alice, bob, room) = shared(&network).await;
+    let hs3 = network.server("hs3").await;
+    let carol = hs3.register("carol").await;
+    join_by(&carol, &room, "hs2").await;
+    // The join goes from hs2, which let her in, to the others.
+    until_member(&alice, &room, "@carol:hs3", "join").await;
+    carol.say(&room, "three").await;
+    until_said(&alice, &room, "three").await;
+    until_said(&bob, &room, "three").await;
+    bob.say(&room, "two").await;
+    until_said(&carol, &room, "two").await;
+}
+
+#[tokio::test]
+async fn redactions_kicks_and_bans_reach_the_other_server() {
+    let network = Network::new();
+    let (_hs1, hs2, alice, bob, room) = shared(&network).await;
+    let said = bob.say(&room, "regrettable").await;
+    until_said(&alice, &room, "regrettable").await;
+    let redact = format!("/v3/rooms/{}/redact/{}/1", segment(&room), segment(&said));
+    alice.put(&redact, json!({})).await.ok();
+    until(&bob, &room, |event| event["type"] == "m.room.redaction").await;
+    let event = format!("/v3/rooms/{}/event/{}", segment(&room), segment(&said));
+    assert_eq!(bob.get(&event).await.ok()["content"], json!({}));
+
+    let dave = hs2.register("dave").await;
+    dave.join(&room).await.ok();
+    until_member(&alice, &room, "@dave:hs2", "join").await;
+    let kick = format!("/v3/rooms/{}/kick", segment(&room));
+    alice
+        .post(&kick, json!({ "user_id": "@dave:hs2" }))
+        .await
+        .ok();
+    until_member(&bob, &room, "@dave:hs2", "leave").await;
+    dave.send(
+        &room,
+        "m.room.message",
+        json!({ "msgtype": "m.text", "body": "still?" }),
+    )
+    .await
+    .fails(403, "M_FORBIDDEN");
+    let ban = format!("/v3/rooms/{}/ban", segment(&room));
+    alice
+        .post(&ban, json!({ "user_id": "@dave:hs2" }))
+        .await
+        .ok();
+    until_member(&bob, &room, "@dave:hs2", "ban").await;
+    dave.join(&room).await.fails(403, "M_FORBIDDEN");
+}
+
+#[tokio::test]
+async fn what_was_said_on_both_sides_of_an_outage_is_on_both_after_it() {
+    let network = Network::new();
+    let (hs1, hs2, alice, bob, room) = shared(&network).await;
+    alice.say(&room, "before").await;
+    until_said(&bob, &room, "before").await;
+    network.cut("hs1", "hs2");
+    for number in 0..5 {
+        alice.say(&room, &format!("one {number}")).await;
+        bob.say(&room, &format!("two {number}")).await;
+    }
+    alice
+        .set_state(&room, "m.room.topic", "", json!({ "topic": "alice's" }))
+        .await
+        .ok();
+    network.heal("hs1", "hs2");
+    network.pass_ms(24 * 3_600_000);
+    retry(&hs1, &alice, "hs2").await;
+    retry(&hs2, &bob, "hs1").await;
+    for number in 0..5 {
+        until_said(&bob, &room, &format!("one {number}")).await;
+        until_said(&alice, &room, &format!("two {number}")).await;
+    }
+    until(&bob, &room, |event| event["content"]["topic"] == "alice's").await;
+    alice.say(&room, "together again").await;
+    until_said(&bob, &room, "together again").await;
+    bob.say(&room, "indeed").await;
+    until_said(&alice, &room, "indeed").await;
+    let state = format!("/v3/rooms/{}/state", segment(&room));
+    let sorted = |state: Value| {
+        let mut ids: Vec<String> = state
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|event| event["event_id"].as_str().unwrap().to_owned())
+            .collect();
+        ids.sort();
+        ids
+    };
+    assert_eq!(
+        sorted(alice.get(&state).await.ok()),
+        sorted(bob.get(&state).await.ok())
+    );
+}
+
+#[tokio::test]
+async fn a_ban_on_one_side_of_an_outage_wins_over_what_the_banned_did_on_the_other() {
+    let network = Network::new();
+    let (hs1, hs2, alice, bob, room) = shared(&network).await;
+    let levels = json!({ "users": { "@bob:hs2": 50 }, "state_default": 50, "ban": 50 });
+    alice
+        .set_state(&room, "m.room.power_levels", "", levels)
+        .await
+        .ok();
+    until(&bob, &room, |event| {
+        event["content"]["users"]["@bob:hs2"] == 50
+    })
+    .await;
+    network.cut("hs1", "hs2");
+    let ban = format!("/v3/rooms/{}/ban", segment(&room));
+    alice
+        .post(&ban, json!({ "user_id": "@bob:hs2" }))
+        .await
+        .ok();
+    bob.set_state(&room, "m.room.name", "", json!({ "name": "Bob's" }))
+        .await
+        .ok();
+    network.heal("hs1", "hs2");
+    network.pass_ms(24 * 3_600_000);
+    retry(&hs1, &alice, "hs2").await;
+    retry(&hs2, &bob, "hs1").await;
+    let carol = hs2.register("carol").await;
+    join_by(&carol, &room, "hs1").await;
+    until_member(&alice, &room, "@carol:hs2", "join").await;
+    alice.say(&room, "after the ban").await;
+    until_said(&carol, &room, "after the ban").await;
+    alice
+        .state(&room, "m.room.name", "")
+        .await
+        .fails(404, "M_NOT_FOUND");
+    carol
+        .state(&room, "m.room.name", "")
+        .await
+        .fails(404, "M_NOT_FOUND");
+    let member = carol.state(&room, "m.room.member", "@bob:hs2").await.ok();
+    assert_eq!(member["membership"], "ban");
+}
