@@ -113,7 +113,7 @@ async fn the_names_of_devices_are_told_only_if_the_configuration_says_so() {
     for (server, shared) in [("hs1", false), ("hs2", true)] {
         let world = network
             .server_with(server, |config| {
-                config.federation.share_device_names = shared
+                config.federation.share_device_names = shared;
             })
             .await;
         let alice = world.register("alice").await;

@@ -9,6 +9,7 @@
 mod devices;
 mod directory;
 mod edus;
+mod history;
 mod inbox;
 mod joining;
 mod keys;

@@ -237,11 +237,13 @@ async fn what_was_asked_for_the_longest_ago_goes_when_there_is_too_much() {
     assert_eq!(asked(), 4);
 }
 
-#[tokio::test] // media.remote_unused_days
+#[tokio::test] // media.remote_lifetime_seconds
 async fn what_nobody_asks_for_goes_after_some_time_with_its_thumbnails() {
     let network = Network::new();
     let hs1 = network
-        .server_with("hs1", |config| config.media.remote_unused_days = 10)
+        .server_with("hs1", |config| {
+            config.media.remote_lifetime_seconds = 10 * 86_400
+        })
         .await;
     let hs2 = network.server("hs2").await;
     let (alice, bob) = (hs1.register("alice").await, hs2.register("bob").await);

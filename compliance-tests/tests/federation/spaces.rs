@@ -90,13 +90,22 @@ async fn a_room_that_a_server_may_not_know_of_is_like_one_that_does_not_exist() 
         .await;
     assert_eq!(unseen.error(), (404, "M_NOT_FOUND".to_owned()));
     assert_eq!(unseen.json(), unknown.json());
-    other.take_invites();
-    alice.invite(&closed, "@bob:other").await.ok();
-    let told = other
-        .ask(&hs1, Method::GET, &hierarchy(&closed), None)
-        .await
-        .ok();
-    assert_eq!(told["room"]["name"], "closed");
+}
+
+#[tokio::test] // "any user of the server could join"
+async fn a_server_is_told_of_a_closed_room_when_one_of_its_users_is_invited() {
+    let network = Network::new();
+    let (hs1, hs2) = (network.server("hs1").await, network.server("hs2").await);
+    let (alice, bob) = (hs1.register("alice").await, hs2.register("bob").await);
+    let carol = hs2.register("carol").await;
+    let closed = room(&alice, "private_chat", "closed").await;
+    let path = format!("/v1/room_summary/{}?via=hs1", segment(&closed));
+    alice.invite(&closed, &bob.user_id).await.ok();
+    let told = bob.get(&path).await.ok();
+    assert_eq!(told["name"], "closed");
+    assert_eq!(told["membership"], "invite");
+    // What the server was told is for those who may know it.
+    carol.get(&path).await.fails(404, "M_NOT_FOUND");
 }
 
 #[tokio::test] // "The servers listed in the `via` array should be contacted to attempt to fill in missing rooms"

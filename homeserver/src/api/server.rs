@@ -19,8 +19,8 @@ pub fn routes(routes: &mut Routes) {
     directory::routes(routes);
     history::routes(routes);
     keys::routes(routes);
-    membership::routes(routes);
     media::routes(routes);
+    membership::routes(routes);
     openid::routes(routes);
     profiles::routes(routes);
     spaces::routes(routes);

@@ -104,9 +104,9 @@ pub struct Media {
     /// All files of other servers that are kept; those that nobody asked for the longest go first. Default: 10,240 MB.
     #[serde(deserialize_with = "plain::<Between<1, 1_073_741_824>, _, _>")]
     pub remote_total_mb: u64,
-    /// How long a file of another server is kept after somebody asked for it. Default: 90 days.
-    #[serde(deserialize_with = "plain::<Between<1, 36_500>, _, _>")]
-    pub remote_unused_days: u64,
+    /// How long a file of another server is kept after somebody asked for it, to the day. Default: 7,776,000 s, 90 days.
+    #[serde(deserialize_with = "plain::<Between<86_400, 3_153_600_000>, _, _>")]
+    pub remote_lifetime_seconds: u64,
     /// `[media.thumbnails]`: small versions of images.
     pub thumbnails: Thumbnails,
     /// `[media.url_previews]`: title and image of a linked page.
@@ -133,7 +133,7 @@ impl Default for Media {
             pending_upload_lifetime_seconds: 86_400,
             remote_file_mb: 100,
             remote_total_mb: 10_240,
-            remote_unused_days: 90,
+            remote_lifetime_seconds: 7_776_000,
             thumbnails: Thumbnails::default(),
             url_previews: UrlPreviews::default(),
         }

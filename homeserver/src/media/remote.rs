@@ -232,13 +232,14 @@ pub async fn tidy(app: App) {
     }
 }
 
-/// Deletes what nobody has asked for in `media.remote_unused_days`, and what is beyond `media.remote_total_mb`.
+/// Deletes what nobody has asked for in `media.remote_lifetime_seconds`, and what is beyond `media.remote_total_mb`.
 ///
 /// # Errors
 /// When the store or the disk fails.
 pub async fn clean(app: &App) -> ApiResult<()> {
     let today = app.clock.now_ms() / DAY_MS;
-    let oldest = today.saturating_sub(app.config.media.remote_unused_days);
+    let days = app.config.media.remote_lifetime_seconds * 1_000 / DAY_MS;
+    let oldest = today.saturating_sub(days);
     evict(app, oldest, None).await
 }
 

@@ -9,10 +9,7 @@ mod seen;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use federation::{
-    room::acl,
-    wire::edu::{self, RoomReceipts, Told},
-};
+use federation::wire::edu::{self, RoomReceipts, Told};
 use ruma::{
     OwnedUserId, RoomId, ServerName, UserId,
     api::federation::transactions::edu::{
@@ -33,6 +30,7 @@ use crate::{
     keys::remote,
     presence::State,
     receipts::{self, Receipt, ReceiptRow},
+    rooms::acl,
     server::App,
     to_device::{self, Messages},
 };
@@ -103,15 +101,12 @@ fn open_room(app: &App, origin: &ServerName, room_id: &RoomId) -> ApiResult<Opti
     let Some(room) = app.store.find_room(room_id)? else {
         return Ok(None);
     };
-    let Some(view) = app.store.room(room)? else {
-        return Ok(None);
-    };
-    let event = match view.head.state.get("m.room.server_acl", "") {
-        Some(event_id) => app.store.event(event_id)?,
-        None => None,
-    };
-    let list = event.as_ref().map(|event| &*event.pdu);
-    Ok(acl::allows(list, origin).then_some(view))
+    let view = app.store.room(room)?;
+    if acl::allows(app, room, origin)? {
+        Ok(view)
+    } else {
+        Ok(None)
+    }
 }
 
 /// The user, if they are of `origin` and joined to the room.

@@ -19,7 +19,7 @@ use ruma::{
 };
 use store::{
     keys::StateId,
-    rooms::{Membership, RoomView, TimelineEvent},
+    rooms::{Membership, OUTSIDE, RoomView, Standing, TimelineEvent},
 };
 
 use super::{acl, read};
@@ -86,13 +86,15 @@ impl Asker {
         Err(unknown_room())
     }
 
-    /// An event of the room's timeline.
+    /// An event of the room that has its place there: of the timeline, or soft-failed, which others may be built upon.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn event(&self, app: &App, event_id: &EventId) -> ApiResult<Option<Arc<TimelineEvent>>> {
-        let event = app.store.state_event(event_id)?;
-        Ok(event.filter(|event| event.room == self.view.room))
+        let event = find(app, event_id)?;
+        Ok(event
+            .filter(|(event, place)| *place && event.room == self.view.room)
+            .map(|(event, _)| event))
     }
 
     /// The event as the server gets it: whole, or what a redaction would leave of it.
@@ -188,6 +190,33 @@ impl Asker {
         self.states.insert(id, at.clone());
         Ok(at)
     }
+}
+
+/// An event of any room, and whether the states around it are known: not those of an outlier or of a rejected event,
+/// which is then taken as if everybody in the room may see it.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn find(app: &App, event_id: &EventId) -> ApiResult<Option<(Arc<TimelineEvent>, bool)>> {
+    if let Some(event) = app.store.event(event_id)? {
+        return Ok(Some((event, true)));
+    }
+    let Some(aside) = app.store.aside(event_id)? else {
+        return Ok(None);
+    };
+    let states = aside.state_before.zip(aside.state_after);
+    let states = states.filter(|_| aside.standing == Standing::SoftFailed);
+    let (state_before, state_after) = states.unwrap_or((StateId(0), StateId(0)));
+    let event = Arc::new(TimelineEvent {
+        room: aside.room,
+        order: OUTSIDE,
+        pdu: aside.pdu.clone(),
+        state_before,
+        state_after,
+        redacted_by: None,
+        txn: None,
+    });
+    Ok(Some((event, states.is_some())))
 }
 
 /// What a server is told of a room that is not known, or that it may not know of.

@@ -105,10 +105,8 @@ async fn summary(
         via,
         ..Waiting::new(room_id.clone())
     };
-    let seen = match look(&app, &waiting, user, true).await? {
-        Some(seen) => seen,
-        None => return Err(unknown_room()),
-    };
+    let seen = look(&app, &waiting, user, true).await?;
+    let seen = seen.ok_or_else(unknown_room)?;
     let mut fields = seen.fields;
     if let Some(user) = user {
         let membership = spaces::membership(&app, user, &room_id)?.state();

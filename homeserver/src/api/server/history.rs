@@ -9,7 +9,7 @@ use std::{
 
 use federation::event::Pdu;
 use ruma::{
-    OwnedEventId,
+    OwnedEventId, OwnedRoomId,
     api::{
         Direction,
         federation::{
@@ -28,7 +28,11 @@ use store::{kv, rooms::TimelineEvent};
 use crate::{
     error::{ApiError, ApiResult},
     http::{Origin, Routes},
-    rooms::{chains, served::Asker},
+    rooms::{
+        chains,
+        served::{self, Asker},
+    },
+    seams::heavy,
     server::App,
 };
 
@@ -173,23 +177,33 @@ async fn missing(
     Ok(get_missing_events::v1::Response::new(events))
 }
 
-/// The state before an event, and its auth chain.
-fn state_before(
+type Pdus = Vec<Arc<Pdu>>;
+
+/// The state before an event, and its auth chain. Of a large room that is a lot to read.
+async fn state_before(
     app: &App,
-    origin: &Origin,
-    room_id: &ruma::RoomId,
-    event_id: &ruma::EventId,
-) -> ApiResult<(Vec<Arc<Pdu>>, Vec<Arc<Pdu>>)> {
-    let asker = Asker::of(app, room_id, &origin.name)?;
-    asker.must_be_joined()?;
-    let event = asker.event(app, event_id)?.ok_or_else(no_such_event)?;
-    let state = app.store.state(asker.view.room, event.state_before)?;
-    let mut pdus = Vec::new();
-    for (_, _, event_id) in state.iter() {
-        pdus.extend(chains::known(app, &asker.view, event_id)?);
-    }
-    let chain = chains::auth_chain(app, &asker.view, pdus.iter().map(|pdu| &**pdu))?;
-    Ok((pdus, chain))
+    origin: Origin,
+    room_id: OwnedRoomId,
+    event_id: OwnedEventId,
+) -> ApiResult<(Pdus, Pdus)> {
+    let (inline, app) = (app.seams.inline, app.clone());
+    let read = move || {
+        let asker = Asker::of(&app, &room_id, &origin.name)?;
+        asker.must_be_joined()?;
+        let event = asker.event(&app, &event_id)?.ok_or_else(no_such_event)?;
+        let state = app.store.state(asker.view.room, event.state_before)?;
+        let mut pdus = Vec::new();
+        for (_, _, event_id) in state.iter() {
+            pdus.extend(chains::known(&app, &asker.view, event_id)?);
+        }
+        let chain = chains::auth_chain(&app, &asker.view, pdus.iter().map(|pdu| &**pdu))?;
+        Ok((pdus, chain))
+    };
+    heavy(inline, read).await
+}
+
+fn raw_all(pdus: &Pdus) -> ApiResult<Vec<Box<RawValue>>> {
+    pdus.iter().map(|pdu| raw(pdu)).collect()
 }
 
 async fn state(
@@ -197,13 +211,11 @@ async fn state(
     origin: Origin,
     request: get_room_state::v1::Request,
 ) -> ApiResult<get_room_state::v1::Response> {
-    let (state, chain) = state_before(&app, &origin, &request.room_id, &request.event_id)?;
-    let all = |pdus: Vec<Arc<Pdu>>| {
-        pdus.iter()
-            .map(|pdu| raw(pdu))
-            .collect::<ApiResult<Vec<_>>>()
-    };
-    Ok(get_room_state::v1::Response::new(all(chain)?, all(state)?))
+    let (state, chain) = state_before(&app, origin, request.room_id, request.event_id).await?;
+    Ok(get_room_state::v1::Response::new(
+        raw_all(&chain)?,
+        raw_all(&state)?,
+    ))
 }
 
 async fn state_ids(
@@ -211,8 +223,8 @@ async fn state_ids(
     origin: Origin,
     request: get_room_state_ids::v1::Request,
 ) -> ApiResult<get_room_state_ids::v1::Response> {
-    let (state, chain) = state_before(&app, &origin, &request.room_id, &request.event_id)?;
-    let all = |pdus: Vec<Arc<Pdu>>| pdus.iter().map(|pdu| pdu.event_id().to_owned()).collect();
+    let (state, chain) = state_before(&app, origin, request.room_id, request.event_id).await?;
+    let all = |pdus: Pdus| pdus.iter().map(|pdu| pdu.event_id().to_owned()).collect();
     Ok(get_room_state_ids::v1::Response::new(
         all(chain),
         all(state),
@@ -225,10 +237,8 @@ async fn event(
     origin: Origin,
     request: get_event::v1::Request,
 ) -> ApiResult<get_event::v1::Response> {
-    let found = app
-        .store
-        .event(&request.event_id)?
-        .ok_or_else(no_such_event)?;
+    let found = served::find(&app, &request.event_id)?;
+    let (found, _) = found.ok_or_else(no_such_event)?;
     let room_id = found.pdu.room_id();
     let mut asker = Asker::of(&app, room_id, &origin.name).map_err(|error| {
         if error.status == http::StatusCode::FORBIDDEN {
@@ -247,11 +257,14 @@ async fn event_auth(
     origin: Origin,
     request: get_event_authorization::v1::Request,
 ) -> ApiResult<get_event_authorization::v1::Response> {
-    let asker = Asker::of(&app, &request.room_id, &origin.name)?;
-    let event = chains::known(&app, &asker.view, &request.event_id)?;
-    let event = event.ok_or_else(no_such_event)?;
-    let chain = chains::auth_chain(&app, &asker.view, [&*event])?;
-    let chain = chain.iter().map(|pdu| raw(pdu)).collect::<ApiResult<_>>()?;
+    let inline = app.seams.inline;
+    let read = move || {
+        let asker = Asker::of(&app, &request.room_id, &origin.name)?;
+        let event = chains::known(&app, &asker.view, &request.event_id)?;
+        let event = event.ok_or_else(no_such_event)?;
+        raw_all(&chains::auth_chain(&app, &asker.view, [&*event])?)
+    };
+    let chain = heavy(inline, read).await?;
     Ok(get_event_authorization::v1::Response::new(chain))
 }
 
