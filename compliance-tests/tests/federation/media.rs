@@ -242,7 +242,7 @@ async fn what_nobody_asks_for_goes_after_some_time_with_its_thumbnails() {
     let network = Network::new();
     let hs1 = network
         .server_with("hs1", |config| {
-            config.media.remote_lifetime_seconds = 10 * 86_400
+            config.media.remote_lifetime_seconds = 10 * 86_400;
         })
         .await;
     let hs2 = network.server("hs2").await;
