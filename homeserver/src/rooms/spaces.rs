@@ -311,7 +311,7 @@ impl IncomingResponse for HierarchyTold {
 mod tests {
     use super::*;
 
-    fn link(room_id: &str, content: Value) -> Value {
+    fn link(room_id: &str, content: &Value) -> Value {
         json!({
             "type": "m.space.child",
             "state_key": room_id,
@@ -324,11 +324,11 @@ mod tests {
     #[test]
     fn a_link_without_via_is_none() {
         let via = json!({ "via": ["hs2", "not a server", 5] });
-        let child = Child::new(link("!a:hs2", via)).unwrap();
+        let child = Child::new(link("!a:hs2", &via)).unwrap();
         assert_eq!(child.via, ["hs2"]);
-        assert!(Child::new(link("!a:hs2", json!({}))).is_none());
-        assert!(Child::new(link("!a:hs2", json!({ "via": "hs2" }))).is_none());
-        assert!(Child::new(link("a", json!({ "via": [] }))).is_none());
+        assert!(Child::new(link("!a:hs2", &json!({}))).is_none());
+        assert!(Child::new(link("!a:hs2", &json!({ "via": "hs2" }))).is_none());
+        assert!(Child::new(link("a", &json!({ "via": [] }))).is_none());
     }
 
     #[test]
@@ -338,7 +338,7 @@ mod tests {
                 "room_id": "!s:hs2",
                 "room_type": "m.space",
                 "join_rule": "com.example.rule",
-                "children_state": [5, link("!a:hs2", json!({ "via": ["hs2"] }))],
+                "children_state": [5, link("!a:hs2", &json!({ "via": ["hs2"] }))],
             },
             "children": ["no", { "room_id": "!a:hs2", "join_rule": 5 }],
             "inaccessible_children": ["!b:hs2", 5, "no"],
