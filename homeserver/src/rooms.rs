@@ -6,6 +6,7 @@
 pub mod accept;
 pub mod acl;
 pub mod aliases;
+pub mod backfill;
 pub mod chains;
 pub mod create;
 pub mod directory;

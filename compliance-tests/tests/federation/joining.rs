@@ -264,3 +264,27 @@ async fn who_joined_before_a_restart_is_there_after_it() {
         .await
         .ok();
 }
+
+#[tokio::test] // "Leaving Rooms": an invite that is taken back, told to a server that is not in the room
+async fn an_invite_that_is_taken_back_is_gone() {
+    let pair = Pair::new().await;
+    let (alice, bob) = (
+        pair.hs1.register("alice").await,
+        pair.hs2.register("bob").await,
+    );
+    let room = alice.public_room().await;
+    alice.invite(&room, "@bob:hs2").await.ok();
+    let first = bob.sync(None, "").await;
+    assert!(first["rooms"]["invite"].get(&*room).is_some());
+    let kick = format!("/v3/rooms/{}/kick", segment(&room));
+    alice
+        .post(&kick, json!({ "user_id": "@bob:hs2" }))
+        .await
+        .ok();
+    let since = first["next_batch"].as_str().unwrap();
+    let path = format!("/v3/sync?since={since}&timeout=20000");
+    let sync = bob.get(&path).await.ok();
+    assert!(sync["rooms"]["leave"].get(&*room).is_some(), "{sync}");
+    let sync = bob.sync(None, "").await;
+    assert!(sync["rooms"].get("invite").is_none(), "{sync}");
+}

@@ -220,3 +220,58 @@ async fn a_ban_on_one_side_of_an_outage_wins_over_what_the_banned_did_on_the_oth
     let member = carol.state(&room, "m.room.member", "@bob:hs2").await.ok();
     assert_eq!(member["membership"], "ban");
 }
+
+#[tokio::test] // "Backfilling and retrieving missing events"
+async fn history_from_before_the_join_is_asked_for_page_by_page() {
+    let network = Network::new();
+    let (hs1, hs2) = (network.server("hs1").await, network.server("hs2").await);
+    let (alice, bob) = (hs1.register("alice").await, hs2.register("bob").await);
+    let room = alice.public_room().await;
+    let mut said = Vec::new();
+    for number in 0..250 {
+        said.push(alice.say(&room, &format!("before {number}")).await);
+    }
+    join_by(&bob, &room, "hs1").await;
+    let (mut found, mut from, mut last) = (Vec::new(), String::new(), Value::Null);
+    loop {
+        let path = format!("/v3/rooms/{}/messages?dir=b&limit=40{from}", segment(&room));
+        let page = bob.get(&path).await.ok();
+        let events = page["chunk"].as_array().unwrap().clone();
+        found.extend(events.iter().filter_map(|event| {
+            let said = event["type"] == "m.room.message";
+            said.then(|| event["event_id"].as_str().unwrap().to_owned())
+        }));
+        last = events.last().cloned().unwrap_or(last);
+        match page["end"].as_str() {
+            Some(end) => from = format!("&from={end}"),
+            None => break,
+        }
+    }
+    assert_eq!(last["type"], "m.room.create");
+    found.reverse();
+    assert_eq!(found, said);
+    assert!(network.count("hs2", "hs1", "/backfill/") <= 4);
+    // What came is kept: the other server is not needed for it any more.
+    network.cut("hs1", "hs2");
+    let path = format!("/v3/rooms/{}/event/{}", segment(&room), segment(&said[0]));
+    assert_eq!(bob.get(&path).await.ok()["content"]["body"], "before 0");
+}
+
+#[tokio::test] // "Room history visibility"
+async fn history_that_the_room_keeps_from_who_joins_later_is_not_shown() {
+    let network = Network::new();
+    let (hs1, hs2) = (network.server("hs1").await, network.server("hs2").await);
+    let (alice, bob) = (hs1.register("alice").await, hs2.register("bob").await);
+    let room = alice.public_room().await;
+    let joined = json!({ "history_visibility": "joined" });
+    alice
+        .set_state(&room, "m.room.history_visibility", "", joined)
+        .await
+        .ok();
+    alice.say(&room, "between us").await;
+    join_by(&bob, &room, "hs1").await;
+    let path = format!("/v3/rooms/{}/messages?dir=b&limit=100", segment(&room));
+    let page = bob.get(&path).await.ok();
+    let text = page["chunk"].to_string();
+    assert!(!text.contains("between us"), "{text}");
+}

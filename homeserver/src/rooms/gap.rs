@@ -57,6 +57,21 @@ pub(super) async fn fill(
     filling.settle(pdu, true).await
 }
 
+/// The state before an event, as the server says that is asked.
+///
+/// # Errors
+/// When it cannot be had.
+pub(super) async fn state_before(
+    receiving: &mut Receiving<'_>,
+    id: &EventId,
+) -> ApiResult<StateMap> {
+    let mut filling = Filling {
+        receiving,
+        states: 0,
+    };
+    filling.state_before(id).await
+}
+
 struct Filling<'a, 'b> {
     receiving: &'a mut Receiving<'b>,
     /// How many states were asked for.

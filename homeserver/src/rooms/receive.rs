@@ -1,7 +1,7 @@
 //! Events arrive from another server.
 //!
 //! What is checked, in order (server-server API, "Checks performed on receipt of a PDU"): format, signatures
-//! and content hash in [`foreign`], without the room's turn; then [`Turn::accept`] with it. What an event
+//! and content hash in [`foreign`], without the room's turn; then [`Turn::accept`](super::Turn::accept) with it. What an event
 //! needs and is not known is fetched in [`gap`], without the turn again.
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use federation::{event::Pdu, room::StateMap};
 use futures_util::{StreamExt as _, stream};
 use ruma::{
-    OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName,
-    room_version_rules::RoomVersionRules,
+    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName,
+    events::room::member::MembershipState, room_version_rules::RoomVersionRules,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -23,6 +23,9 @@ use store::{
 use super::{
     accept::{Missing, Outcome},
     acl, foreign, gap,
+    members::MemberContent,
+    outside,
+    turn::rules_of,
 };
 use crate::{error::ApiResult, server::App};
 
@@ -89,14 +92,15 @@ async fn in_room(
     let Some(room) = app.store.find_room(room_id)? else {
         return Ok(results);
     };
-    let Some(view) = app.store.room(room)?.filter(|view| {
-        // A store that cannot be read does not receive.
-        is_resident(app, view).unwrap_or(false)
-    }) else {
+    // One after the other: two that fill the same gap would fetch everything twice. And who is being let in
+    // right now waits for that.
+    let _receiving = app.rooms.receiving(room).await;
+    let view = app.store.room(room)?;
+    let resident = view.as_ref().map(|view| is_resident(app, view));
+    let Some(view) = view.filter(|_| matches!(resident, Some(Ok(true)))) else {
+        take_back(app, room, room_id, raw).await?;
         return Ok(results);
     };
-    // One after the other: two that fill the same gap would fetch everything twice.
-    let _receiving = app.rooms.receiving(room).await;
     let pdus = foreign::checked(app, room_id, view.rules, raw).await;
     let mut receiving = Receiving::new(app, origin, room, room_id, view.rules);
     for pdu in pdus {
@@ -113,6 +117,48 @@ async fn in_room(
     }
     receiving.flushed().await?;
     Ok(results)
+}
+
+/// Events of a room that this server is not in: all that they can do is to take back an invite. Whoever sent it
+/// may; who else has the power is not known here.
+async fn take_back(
+    app: &App,
+    room: RoomNum,
+    room_id: &RoomId,
+    raw: &[Box<RawValue>],
+) -> ApiResult<()> {
+    #[derive(Deserialize)]
+    struct ToUser {
+        state_key: Option<OwnedUserId>,
+    }
+    for raw in raw {
+        let to = serde_json::from_str::<ToUser>(raw.get()).ok();
+        let target = to.and_then(|to| to.state_key).filter(|id| app.is_local(id));
+        let user = target.as_ref().map(|id| app.store.find_user(id));
+        let Some(user) = user.transpose()?.flatten() else {
+            continue;
+        };
+        let Some(told) = outside::of(&app.store, user, room)? else {
+            continue;
+        };
+        let rules = rules_of(&told.version)?;
+        let row = app.store.user_room(user, room)?;
+        let row = row.filter(|row| row.membership == Membership::Invite);
+        let invite = row.map(|row| app.store.pdu(&row.event_id)).transpose()?;
+        let pdu = foreign::checked(app, room_id, rules, std::slice::from_ref(raw)).await;
+        let (Some(Some(invite)), Some(pdu)) = (invite, pdu.first()) else {
+            continue;
+        };
+        let content: Option<MemberContent> = pdu.content_as();
+        let leaves = content.is_some_and(|content| content.membership == MembershipState::Leave);
+        let of_invite = pdu.auth_events().iter().any(|id| id == invite.event_id());
+        if leaves && of_invite && pdu.sender() == invite.sender() {
+            let mut commit = Commit::new();
+            outside::leave(&app.store, &mut commit, (user, room), pdu, &told.version)?;
+            app.store.commit(commit).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Events of one room, coming from one server.

@@ -573,6 +573,11 @@ impl Turn {
         .map_err(|error| ApiError::internal(&error))
     }
 
+    /// Notes an event that got its place in this turn otherwise.
+    pub(super) fn remember(&mut self, placed: Placed) {
+        self.appended.push((placed, None));
+    }
+
     /// Keeps an event outside the timeline, which does not change the room.
     pub(super) fn put_aside(
         &mut self,
@@ -749,7 +754,7 @@ impl Turn {
 }
 
 /// The state after an event, from that before it.
-fn state_after(before: &StateMap, pdu: &Pdu) -> StateMap {
+pub(super) fn state_after(before: &StateMap, pdu: &Pdu) -> StateMap {
     let mut after = before.clone();
     if let Some(state_key) = pdu.state_key() {
         after.insert(

@@ -20,6 +20,7 @@ use crate::{
     http::{Caller, Guest, RawRequest, Routes, limits::Doing},
     metrics::Stage,
     rooms::{
+        backfill,
         read::{Format, Seen, Sight, client_event},
         relations::visit_relations,
         send::{self, Outgoing},
@@ -30,6 +31,9 @@ use crate::{
 
 /// How many events a page of `/messages` has that names no number.
 const PAGE_EVENTS_DEFAULT: usize = 10;
+
+/// How many times other servers are asked for history to fill one page of `/messages`.
+const BACKFILLS_MAX: usize = 3;
 
 /// How many events a page of `/messages` has at most.
 const PAGE_EVENTS_MAX: usize = 1_000;
@@ -303,7 +307,20 @@ async fn messages(app: App, Guest(caller): Guest, raw: RawRequest) -> ApiResult<
     } else {
         Walk::Ascending
     };
-    let page = page(&app, &sight, orders, walk, limit, &filter)?;
+    let mut page_now = page(&app, &sight, orders, walk, limit, &filter)?;
+    let mut rounds = 0;
+    // What is known ends before the page does: other servers may know more.
+    while backwards
+        && to.is_none()
+        && app.config.federation.enabled
+        && page_now.events.len() < limit
+        && rounds < BACKFILLS_MAX
+        && backfill::backfill(&app, &room_id, sight.view.room).await?
+    {
+        rounds += 1;
+        page_now = page(&app, &sight, orders, walk, limit, &filter)?;
+    }
+    let page = page_now;
     let format = Format {
         reader: (caller.user, caller.device.as_deref()),
         ..format(&app, &caller)

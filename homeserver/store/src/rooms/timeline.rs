@@ -128,6 +128,14 @@ impl Commit {
     pub fn event(&mut self, event: NewEvent) -> EntryIndex {
         self.push_entry(PendingEntry::Event(Box::new(event)))
     }
+
+    /// Adds history to the far end of a room's timeline; its order lies below zero. Nobody is told: it is not new.
+    pub fn history(&mut self, event: &TimelineEvent) {
+        for (key, value) in placing_rows(event) {
+            let value = value.map(|value| Packed::new().raw(&value));
+            self.put_raw(Packed::new().raw(&key), value.unwrap_or_default());
+        }
+    }
 }
 
 impl NewEvent {
@@ -155,24 +163,10 @@ impl NewEvent {
             txn: self.txn,
             pdu: self.pdu,
         };
-        rows.push(timeline_row(&event));
+        rows.extend(placing_rows(&event));
         if let Some(target) = &rewrite {
             rows.push(timeline_row(target));
         }
-        rows.push((
-            Packed::key(Keyspace::EVENT)
-                .event(event.pdu.event_id())
-                .into_bytes(),
-            Some(Packed::new().room(event.room).i64(order).into_bytes()),
-        ));
-        rows.push((
-            Packed::key(Keyspace::EVENT_TIME)
-                .room(event.room)
-                .u64(event.pdu.origin_server_ts().get().into())
-                .i64(order)
-                .into_bytes(),
-            Some(Vec::new()),
-        ));
         if !self.changes.is_empty() {
             rows.push((
                 Packed::key(Keyspace::STATE_CHANGE)
@@ -190,6 +184,21 @@ impl NewEvent {
             rewrite,
         }
     }
+}
+
+/// The rows that give an event its place: in the timeline, by its ID, by its time.
+fn placing_rows(event: &TimelineEvent) -> [Row; 3] {
+    let by_id = Packed::key(Keyspace::EVENT).event(event.pdu.event_id());
+    let by_time = Packed::key(Keyspace::EVENT_TIME)
+        .room(event.room)
+        .u64(event.pdu.origin_server_ts().get().into())
+        .i64(event.order);
+    let place = Packed::new().room(event.room).i64(event.order);
+    [
+        timeline_row(event),
+        (by_id.into_bytes(), Some(place.into_bytes())),
+        (by_time.into_bytes(), Some(Vec::new())),
+    ]
 }
 
 fn timeline_row(event: &TimelineEvent) -> Row {
