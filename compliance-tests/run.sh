@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # run.sh [--quick]: everything that must pass. Installs what it needs.
 #
-# --quick leaves out the real clients, which need apt, pip and npm and take most of the time.
+# --quick leaves out the real clients and Synapse, which need apt, pip and npm and take most of the time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -36,3 +36,6 @@ step "real clients"
 # As above, or other features of the same crates would be built again.
 cargo build --workspace --bin guildhall
 GUILDHALL_BIN="${CARGO_TARGET_DIR:-$PWD/target}/debug/guildhall" bash compliance-tests/clients/run.sh
+
+step "a real Synapse"
+GUILDHALL_BIN="${CARGO_TARGET_DIR:-$PWD/target}/debug/guildhall" bash compliance-tests/synapse/run.sh

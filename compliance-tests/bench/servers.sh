@@ -6,8 +6,8 @@
 # 127.0.0.1:$port and leaves its process in $server_pid and what counts as the server in $measured_pids.
 # Everything listens on loopback or on a socket in $dir, and ends with stop_all.
 
-synapse_version=1.163.2
-synapse_venv=${SYNAPSE_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/guildhall-tests/synapse}
+# shellcheck source=../synapse/install.sh
+source "$bench/../synapse/install.sh"
 
 postgres_pid=
 server_pid=
@@ -104,17 +104,6 @@ start_postgres() {
 }
 
 # --- Synapse -------------------------------------------------------------------------------------
-
-install_synapse() {
-  if [ -x "$synapse_venv/bin/synapse_homeserver" ]; then return; fi
-  # Debian keeps the module venv in a package of its own.
-  if ! python3 -c 'import ensurepip' 2>/dev/null && [ "$(id -u)" = 0 ]; then
-    apt-get update
-    apt-get install -y --no-install-recommends python3-venv
-  fi
-  python3 -m venv "$synapse_venv"
-  "$synapse_venv/bin/pip" install --quiet "matrix-synapse==$synapse_version" psycopg2-binary
-}
 
 synapse_prepare() {
   install_postgres

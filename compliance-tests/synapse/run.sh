@@ -11,14 +11,13 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 guildhall_bin=${GUILDHALL_BIN:?names the server to test}
 keep=${GUILDHALL_SYNAPSE_KEEP:-}
-venv=${SYNAPSE_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/guildhall-tests/synapse}
 # The server takes every variable that begins like this for a key of its configuration.
 while read -r name; do export -n "$name"; done < <(compgen -A export GUILDHALL_)
 
-if [ ! -x "$venv/bin/python" ]; then
-  python3 -m venv "$venv"
-  "$venv/bin/pip" install --quiet matrix-synapse==1.163.2
-fi
+# shellcheck source=install.sh
+source "$here/install.sh"
+install_synapse
+command -v openssl >/dev/null || { apt-get update && apt-get install -y --no-install-recommends openssl; }
 
 dir=$(mktemp -d)
 pids=()
@@ -123,8 +122,8 @@ YAML
 
 "$guildhall_bin" --config "$dir/guildhall.toml" >"$dir/guildhall.log" 2>&1 &
 pids+=($!)
-"$venv/bin/python" -m synapse.app.homeserver --config-path "$dir/homeserver.yaml" --generate-keys >/dev/null 2>&1 || true
-"$venv/bin/python" -m synapse.app.homeserver --config-path "$dir/homeserver.yaml" >"$dir/synapse.out" 2>&1 &
+"$synapse_venv/bin/python" -m synapse.app.homeserver --config-path "$dir/homeserver.yaml" --generate-keys >/dev/null 2>&1 || true
+"$synapse_venv/bin/python" -m synapse.app.homeserver --config-path "$dir/homeserver.yaml" >"$dir/synapse.out" 2>&1 &
 pids+=($!)
 
 python3 "$here/flows.py" "https://$ours" "https://$theirs" || { status=$?; keep=${keep:-$([ -n "${CI:-}" ] || echo 1)}; exit "$status"; }
