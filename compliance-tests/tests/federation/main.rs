@@ -15,6 +15,7 @@ mod joining;
 mod keys;
 mod media;
 mod profiles;
+mod receiving;
 mod requests;
 mod resolving;
 mod rooms;

@@ -18,6 +18,12 @@ use store::{Commit, rooms::Standing};
 use super::turn::{Place, Turn};
 use crate::error::{ApiError, ApiResult};
 
+/// How many `prev_events` a live event has at most. Spec: room version 1, "Event format".
+const PREV_EVENTS_MAX: usize = 20;
+
+/// How many `auth_events` a live event has at most. Spec: room version 1, "Event format".
+const AUTH_EVENTS_MAX: usize = 10;
+
 /// What became of an event.
 #[derive(Debug)]
 pub enum Outcome {
@@ -51,6 +57,11 @@ impl Turn {
         pdu: &Arc<Pdu>,
         before: Option<StateMap>,
     ) -> ApiResult<Outcome> {
+        if pdu.prev_events().len() > PREV_EVENTS_MAX || pdu.auth_events().len() > AUTH_EVENTS_MAX {
+            return Err(ApiError::invalid_param(
+                "the event names more others than an event may",
+            ));
+        }
         if let Some(known) = self.placed(pdu.event_id())?
             && known.standing != Some(Standing::Outlier)
         {

@@ -98,8 +98,6 @@ keyspaces! {
     OUTSIDE = 0x0d;
     /// room → number of the state that got one last, if that is not the room's own.
     LAST_STATE = 0x0f;
-    /// event hash of a target that is not known yet → event ID of the redaction.
-    REDACTION_AHEAD = 0x0e;
 
     /// user → `UserRow`.
     USER = 0x20;

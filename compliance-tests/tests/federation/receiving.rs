@@ -1,0 +1,207 @@
+//! Server-server API, "Checks performed on receipt of a PDU", "Rejection", "Soft failure": what a server may and
+//! may not do that signs whatever its test wants.
+
+use compliance_tests::{Client, Network, Stranger, World, segment};
+use http::Method;
+use ruma::RoomVersionId;
+use serde_json::{Value, json};
+
+const VERSION: RoomVersionId = RoomVersionId::V11;
+
+/// A room of alice, in which a stranger's user is.
+struct Room {
+    world: World,
+    alice: Client,
+    stranger: Stranger,
+    id: String,
+    /// The auth events of an ordinary event of mallory's.
+    auth: Vec<String>,
+    /// The stranger's join.
+    joined: String,
+    depth: u64,
+    _network: Network,
+}
+
+impl Room {
+    async fn new() -> Self {
+        let network = Network::new();
+        let world = network.server("hs1").await;
+        let stranger = network.stranger("evil");
+        let alice = world.register("alice").await;
+        let id = alice
+            .create_room(json!({ "preset": "public_chat", "room_version": "11" }))
+            .await;
+        let make = format!(
+            "/_matrix/federation/v1/make_join/{}/{}?ver=11",
+            segment(&id),
+            segment("@mallory:evil")
+        );
+        let proposed = stranger.ask(&world, Method::GET, &make, None).await.ok();
+        let event = proposed["event"].clone();
+        let depth = event["depth"].as_u64().unwrap();
+        let (joined, event) = stranger.sign_event(event, &VERSION);
+        let send = format!(
+            "/_matrix/federation/v2/send_join/{}/{}",
+            segment(&id),
+            segment(&joined)
+        );
+        let answer = stranger
+            .ask(&world, Method::PUT, &send, Some(event))
+            .await
+            .ok();
+        let mut auth = vec![joined.clone()];
+        for event in answer["state"].as_array().unwrap() {
+            let kind = event["type"].as_str().unwrap();
+            if kind == "m.room.create" || kind == "m.room.power_levels" {
+                auth.push(id_of(event));
+            }
+        }
+        Self {
+            world,
+            alice,
+            stranger,
+            id,
+            auth,
+            joined,
+            depth,
+            _network: network,
+        }
+    }
+
+    /// A message, signed by the stranger.
+    fn message(&self, sender: &str, text: &str, prev: &[&str]) -> (String, Value) {
+        let event = json!({
+            "type": "m.room.message", "room_id": self.id, "sender": sender,
+            "content": { "msgtype": "m.text", "body": text },
+            "origin_server_ts": 1_800_000_000_000_u64, "depth": self.depth + 1,
+            "prev_events": prev, "auth_events": self.auth,
+        });
+        self.stranger.sign_event(event, &VERSION)
+    }
+
+    async fn sees(&self, event: &str) -> bool {
+        let path = format!("/v3/rooms/{}/event/{}", segment(&self.id), segment(event));
+        self.alice.get(&path).await.status == 200
+    }
+
+    async fn transact(&self, pdus: Vec<Value>) -> Value {
+        self.stranger
+            .transact(&self.world, pdus, Vec::new())
+            .await
+            .ok()
+    }
+}
+
+/// The ID of an event, from its reference hash.
+fn id_of(event: &Value) -> String {
+    let mut object: ruma::CanonicalJsonObject = serde_json::from_value(event.clone()).unwrap();
+    object.remove("unsigned");
+    let rules = VERSION.rules().unwrap();
+    let hash = ruma::signatures::reference_hash(&object, &rules).unwrap();
+    format!("${hash}")
+}
+
+#[tokio::test]
+async fn a_message_of_a_member_is_there_and_a_second_time_changes_nothing() {
+    let room = Room::new().await;
+    let (id, event) = room.message("@mallory:evil", "hello", &[&room.joined]);
+    let answer = room.transact(vec![event.clone()]).await;
+    assert_eq!(answer["pdus"][&id], json!({}));
+    assert!(room.sees(&id).await);
+    room.transact(vec![event]).await;
+    let page = room.alice.messages(&room.id, "limit=100").await;
+    let texts = page.to_string().matches("hello").count();
+    assert_eq!(texts, 1, "{page}");
+}
+
+#[tokio::test]
+async fn a_server_cannot_speak_for_users_of_another() {
+    let room = Room::new().await;
+    let (id, event) = room.message("@alice:hs1", "I owe you", &[&room.joined]);
+    room.transact(vec![event]).await;
+    assert!(!room.sees(&id).await);
+}
+
+#[tokio::test]
+async fn what_somebody_outside_the_room_says_is_rejected_and_nothing_that_rests_on_it_counts() {
+    let room = Room::new().await;
+    let (id, event) = room.message("@eve:evil", "let me in", &[&room.joined]);
+    let answer = room.transact(vec![event]).await;
+    assert_eq!(answer["pdus"][&id], json!({}), "a rejection is no error");
+    assert!(!room.sees(&id).await);
+    // Who is in the room may build upon it: the state is what it was.
+    let (after, event) = room.message("@mallory:evil", "after it", &[&id]);
+    room.transact(vec![event]).await;
+    assert!(room.sees(&after).await);
+}
+
+#[tokio::test]
+async fn what_was_allowed_where_it_stands_but_is_not_now_is_not_shown() {
+    let room = Room::new().await;
+    let ban = format!("/v3/rooms/{}/ban", segment(&room.id));
+    let user = json!({ "user_id": "@mallory:evil" });
+    room.alice.post(&ban, user).await.ok();
+    // Built upon what was before the ban, as if it had not been seen.
+    let (id, event) = room.message("@mallory:evil", "before, I swear", &[&room.joined]);
+    let answer = room.transact(vec![event]).await;
+    assert_eq!(answer["pdus"][&id], json!({}));
+    assert!(!room.sees(&id).await);
+}
+
+#[tokio::test]
+async fn what_is_missing_between_is_asked_for() {
+    let room = Room::new().await;
+    let (first, one) = room.message("@mallory:evil", "one", &[&room.joined]);
+    let (second, two) = room.message("@mallory:evil", "two", &[&first]);
+    let (third, three) = room.message("@mallory:evil", "three", &[&second]);
+    let path = format!("/_matrix/federation/v1/get_missing_events/{}", room.id);
+    let answer = json!({ "events": [one, two] });
+    room.stranger.answer(Method::POST, &path, 200, answer);
+    room.transact(vec![three]).await;
+    for id in [first, second, third] {
+        assert!(room.sees(&id).await);
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_rests_on_what_nobody_has_is_dropped() {
+    let room = Room::new().await;
+    let nowhere = format!("${}", "A".repeat(43));
+    let (id, event) = room.message("@mallory:evil", "floating", &[&nowhere]);
+    let answer = room.transact(vec![event]).await;
+    assert!(answer["pdus"][&id]["error"].is_string(), "{answer}");
+    assert!(!room.sees(&id).await);
+    let (id, event) = room.message("@mallory:evil", "still here", &[&room.joined]);
+    room.transact(vec![event]).await;
+    assert!(room.sees(&id).await);
+}
+
+#[tokio::test]
+async fn an_event_with_too_many_others_before_it_is_dropped() {
+    let room = Room::new().await;
+    let many = vec![&*room.joined; 21];
+    let (id, event) = room.message("@mallory:evil", "wide", &many);
+    let answer = room.transact(vec![event]).await;
+    assert!(answer["pdus"][&id]["error"].is_string(), "{answer}");
+    assert!(!room.sees(&id).await);
+}
+
+#[tokio::test]
+async fn a_transaction_over_its_limits_is_refused_and_one_bad_event_does_not_spoil_the_rest() {
+    let room = Room::new().await;
+    let (id, event) = room.message("@mallory:evil", "good", &[&room.joined]);
+    let answer = room
+        .transact(vec![
+            json!({}),
+            json!({ "room_id": room.id }),
+            event.clone(),
+        ])
+        .await;
+    assert_eq!(answer["pdus"][&id], json!({}));
+    assert!(room.sees(&id).await);
+    let many = vec![event; 51];
+    room.stranger
+        .transact(&room.world, many, Vec::new())
+        .await
+        .fails(400, "M_INVALID_PARAM");
+}
