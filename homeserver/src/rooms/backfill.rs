@@ -96,7 +96,7 @@ pub async fn backfill(app: &App, room_id: &RoomId, room: RoomNum) -> ApiResult<b
         };
         let mut turn = app.rooms.turn(app, room_id).await?;
         let mut commit = Commit::new();
-        let added = turn.add_history(&mut commit, &new, before, oldest.order)?;
+        let added = turn.add_history(&mut commit, &new, before, oldest.order);
         turn.finish(commit).await?.flushed().await?;
         if added {
             return Ok(true);
@@ -127,7 +127,7 @@ impl Turn {
         events: &[Arc<Pdu>],
         mut state: StateMap,
         oldest: i64,
-    ) -> ApiResult<bool> {
+    ) -> bool {
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
         let mut order = oldest.min(0).saturating_sub(count);
         let mut added = false;
@@ -165,6 +165,6 @@ impl Turn {
             order += 1;
             added = true;
         }
-        Ok(added)
+        added
     }
 }

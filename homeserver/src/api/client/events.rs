@@ -256,6 +256,29 @@ async fn state_event(
     Ok(event.pdu.content().to_owned())
 }
 
+/// A page; with `older`, what is missing at its end is asked of other servers: they may know more.
+async fn whole_page(
+    app: &App,
+    sight: &Sight,
+    (orders, walk): ((Bound<i64>, Bound<i64>), Walk),
+    limit: usize,
+    filter: &EventFilter,
+    older: bool,
+) -> ApiResult<Page> {
+    let mut found = page(app, sight, orders, walk, limit, filter)?;
+    let mut rounds = 0;
+    while older
+        && app.config.federation.enabled
+        && found.events.len() < limit
+        && rounds < BACKFILLS_MAX
+        && backfill::backfill(app, &sight.view.room_id, sight.view.room).await?
+    {
+        rounds += 1;
+        found = page(app, sight, orders, walk, limit, filter)?;
+    }
+    Ok(found)
+}
+
 async fn messages(app: App, Guest(caller): Guest, raw: RawRequest) -> ApiResult<Value> {
     let room_id =
         RoomId::parse(raw.arg(0)).map_err(|_| ApiError::invalid_param("not a room ID"))?;
@@ -307,20 +330,8 @@ async fn messages(app: App, Guest(caller): Guest, raw: RawRequest) -> ApiResult<
     } else {
         Walk::Ascending
     };
-    let mut page_now = page(&app, &sight, orders, walk, limit, &filter)?;
-    let mut rounds = 0;
-    // What is known ends before the page does: other servers may know more.
-    while backwards
-        && to.is_none()
-        && app.config.federation.enabled
-        && page_now.events.len() < limit
-        && rounds < BACKFILLS_MAX
-        && backfill::backfill(&app, &room_id, sight.view.room).await?
-    {
-        rounds += 1;
-        page_now = page(&app, &sight, orders, walk, limit, &filter)?;
-    }
-    let page = page_now;
+    let older = backwards && to.is_none();
+    let page = whole_page(&app, &sight, (orders, walk), limit, &filter, older).await?;
     let format = Format {
         reader: (caller.user, caller.device.as_deref()),
         ..format(&app, &caller)
