@@ -121,6 +121,10 @@ async fn an_invited_user_sees_what_the_room_is_and_joins_or_refuses() {
         .find(|event| event["type"] == "m.room.name");
     assert_eq!(name.unwrap()["content"]["name"], "Tea");
     assert!(name.unwrap().get("event_id").is_none(), "stripped");
+    let own = |event: &&Value| event["state_key"] == "@bob:hs2";
+    let own = state.as_array().unwrap().iter().find(own).unwrap();
+    assert_eq!(own["content"]["membership"], "invite");
+    assert_eq!(own["sender"], "@alice:hs1");
     bob.join(room).await.ok();
     let member = alice.state(room, "m.room.member", "@bob:hs2").await.ok();
     assert_eq!(member["membership"], "join");

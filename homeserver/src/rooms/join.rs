@@ -397,7 +397,7 @@ impl Going<'_> {
             &mut commit,
             place,
             (Membership::Knock, &pdu),
-            &row,
+            row,
         )?;
         app.store.commit(commit).await?;
         Ok(())

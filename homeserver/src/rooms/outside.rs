@@ -58,9 +58,14 @@ pub fn put(
     commit: &mut Commit,
     (user, room): (UserNum, RoomNum),
     (membership, pdu): (Membership, &Arc<Pdu>),
-    row: &OutsideRow,
+    mut row: OutsideRow,
 ) -> ApiResult<()> {
-    commit.put(OUTSIDE, key(user, room), row);
+    // Clients look for the membership itself among the state.
+    let own = serde_json::json!({
+        "type": pdu.kind(), "state_key": pdu.state_key(), "sender": pdu.sender(), "content": pdu.content(),
+    });
+    row.state.extend(serde_json::value::to_raw_value(&own).ok());
+    commit.put(OUTSIDE, key(user, room), &row);
     let event = AsideEvent {
         room,
         pdu: pdu.clone(),

@@ -206,7 +206,7 @@ async fn invite(
         };
         let mut commit = Commit::new();
         let invited = (Membership::Invite, &pdu);
-        outside::put(&app.store, &mut commit, (user, room), invited, &row)?;
+        outside::put(&app.store, &mut commit, (user, room), invited, row)?;
         app.store.commit(commit).await?;
     }
     let event =
