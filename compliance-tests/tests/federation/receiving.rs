@@ -26,6 +26,10 @@ impl Room {
     async fn new() -> Self {
         let network = Network::new();
         let world = network.server("hs1").await;
+        Self::on(network, world).await
+    }
+
+    async fn on(network: Network, world: World) -> Self {
         let stranger = network.stranger("evil");
         let alice = world.register("alice").await;
         let id = alice
@@ -204,4 +208,21 @@ async fn a_transaction_over_its_limits_is_refused_and_one_bad_event_does_not_spo
         .transact(&room.world, many, Vec::new())
         .await
         .fails(400, "M_INVALID_PARAM");
+}
+
+#[tokio::test] // Room version 11, "Handling redactions"; on disk, where what is queued is not there yet
+async fn an_event_and_its_redaction_come_in_one_transaction() {
+    let network = Network::new();
+    let world = network.server_on_disk("hs1", |_| {}).await;
+    let room = Room::on(network, world).await;
+    let (id, event) = room.message("@mallory:evil", "regrettable", &[&room.joined]);
+    let redaction = json!({
+        "type": "m.room.redaction", "room_id": room.id, "sender": "@mallory:evil",
+        "content": { "redacts": id }, "origin_server_ts": 1_800_000_000_000_u64,
+        "depth": room.depth + 2, "prev_events": [id], "auth_events": room.auth,
+    });
+    let (_, redaction) = room.stranger.sign_event(redaction, &VERSION);
+    room.transact(vec![event, redaction]).await;
+    let path = format!("/v3/rooms/{}/event/{}", segment(&room.id), segment(&id));
+    assert_eq!(room.alice.get(&path).await.ok()["content"], json!({}));
 }

@@ -38,7 +38,7 @@ pub use self::ask::{ASK_TIMEOUT_DEFAULT, ASK_TIMEOUT_MAX, Found, claim, query};
 use super::{
     check_device_keys,
     lists::{self, What},
-    signing::{Key, Usage},
+    signing::{self, Key, Usage},
 };
 use crate::{
     error::ApiResult,
@@ -377,7 +377,7 @@ fn device_keys(
     device: &ruma::DeviceId,
 ) -> Option<Map<String, Value>> {
     check_device_keys(&keys, user_id, device).ok()?;
-    keep_own_signatures(&mut keys, user_id);
+    signing::keep_own_signatures(&mut keys, user_id);
     Some(keys)
 }
 
@@ -388,14 +388,7 @@ fn signing_key(mut key: Key, user_id: &UserId, usage: Usage) -> Option<Key> {
     let is_for = usages.is_some_and(|usages| usages.contains(&usage.as_str().into()));
     let has_key = super::signing::public_key(&key).is_some();
     (of_user && is_for && has_key).then(|| {
-        keep_own_signatures(&mut key, user_id);
+        signing::keep_own_signatures(&mut key, user_id);
         key
     })
-}
-
-/// Whom a user has verified is their own affair, and that of their server.
-fn keep_own_signatures(key: &mut Map<String, Value>, user_id: &UserId) {
-    if let Some(all) = key.get_mut("signatures").and_then(Value::as_object_mut) {
-        all.retain(|signer, _| signer == user_id.as_str());
-    }
 }

@@ -437,7 +437,7 @@ impl Turn {
         txn: Option<TxnRef>,
         place: Option<Place>,
     ) -> ApiResult<()> {
-        let rewrite = self.what_it_empties(pdu)?;
+        let rewrite = self.what_it_empties(pdu).await?;
         let Step {
             state_before,
             after,
@@ -682,10 +682,18 @@ impl Turn {
     /// redact, asked for it.
     ///
     /// Spec: room versions 3 and later, "Handling redactions".
-    fn what_it_empties(&self, pdu: &Pdu) -> ApiResult<Option<Rewrite>> {
+    async fn what_it_empties(&self, pdu: &Pdu) -> ApiResult<Option<Rewrite>> {
         let Some(target) = pdu.redacts() else {
             return Ok(None);
         };
+        // Another server sends an event and its redaction in one breath.
+        let queued = self.slot.unpublished.iter();
+        let queued = queued
+            .rev()
+            .find(|event| event.placed.pdu.event_id() == target);
+        if let Some(event) = queued {
+            self.published(&event.alive).await;
+        }
         let Some(target) = self.app.store.event(target)? else {
             return Ok(None);
         };
