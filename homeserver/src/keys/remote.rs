@@ -386,7 +386,7 @@ fn signing_key(mut key: Key, user_id: &UserId, usage: Usage) -> Option<Key> {
     let of_user = key.get("user_id").and_then(Value::as_str) == Some(user_id.as_str());
     let usages = key.get("usage").and_then(Value::as_array);
     let is_for = usages.is_some_and(|usages| usages.contains(&usage.as_str().into()));
-    let has_key = super::signing::public_key(&key).is_some();
+    let has_key = signing::public_key(&key).is_some();
     (of_user && is_for && has_key).then(|| {
         signing::keep_own_signatures(&mut key, user_id);
         key
