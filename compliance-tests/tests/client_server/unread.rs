@@ -479,3 +479,21 @@ async fn whoever_follows_an_upgrade_takes_tags_direct_mark_and_rules_along() {
     bob.get(&rule(&false_one)).await.fails(404, "M_NOT_FOUND");
     assert_eq!(bob.get(&tags(&false_one)).await.ok()["tags"], json!({}));
 }
+
+#[tokio::test] // MSC4102, "Threaded read receipts"
+async fn of_two_receipts_on_one_event_the_one_without_a_thread_is_told() {
+    let world = World::new().await;
+    let alice = world.register("alice").await;
+    let room = alice.public_room().await;
+    let root = alice.say(&room, "root").await;
+    let reply = in_thread(&alice, &room, &root, "reply").await;
+    read(&alice, &room, &reply, json!({})).await;
+    read(&alice, &room, &reply, json!({ "thread_id": root })).await;
+    let sync = alice.sync(None, "").await;
+    let ephemeral = &sync["rooms"]["join"][&room]["ephemeral"]["events"];
+    let told = &ephemeral[0]["content"][&reply]["m.read"]["@alice:hs1"];
+    assert!(
+        told["ts"].is_u64() && told.get("thread_id").is_none(),
+        "{ephemeral}"
+    );
+}

@@ -664,12 +664,8 @@ async fn cross_signing_keys_of_another_servers_user_replace_those_that_are_known
     }
 }
 
-#[tokio::test]
-async fn what_is_known_of_a_user_is_forgotten_with_the_last_shared_room() {
-    let (network, world, alice, inbox, room) = shared().await;
-    serve_devices(&inbox, 5, &["DEV"]);
-    query_bob(&alice).await;
-    move_remote(&world, &room, "@bob:hs2", To::Leave).await;
+/// Waits until no keys of bob's are remembered.
+async fn until_forgotten(world: &World) {
     let app = &world.server().app;
     let bob = app.store.find_user("@bob:hs2".try_into().unwrap());
     let bob = bob.unwrap().unwrap();
@@ -679,6 +675,25 @@ async fn what_is_known_of_a_user_is_forgotten_with_the_last_shared_room() {
     {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn what_is_known_of_a_user_is_forgotten_when_nobody_of_this_server_is_left_in_the_room() {
+    let (_network, world, alice, inbox, room) = shared().await;
+    serve_devices(&inbox, 5, &["DEV"]);
+    query_bob(&alice).await;
+    let leave = format!("/v3/rooms/{}/leave", segment(&room));
+    alice.post(&leave, json!({})).await.ok();
+    until_forgotten(&world).await;
+}
+
+#[tokio::test]
+async fn what_is_known_of_a_user_is_forgotten_with_the_last_shared_room() {
+    let (network, world, alice, inbox, room) = shared().await;
+    serve_devices(&inbox, 5, &["DEV"]);
+    query_bob(&alice).await;
+    move_remote(&world, &room, "@bob:hs2", To::Leave).await;
+    until_forgotten(&world).await;
     // Who shares no room is asked for every time, together with others of the server.
     let path = "/_matrix/federation/v1/user/keys/query";
     let keys = json!({ "@bob:hs2": { "DEV": device_keys("@bob:hs2", "DEV") } });

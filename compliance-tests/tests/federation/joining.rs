@@ -121,6 +121,10 @@ async fn an_invited_user_sees_what_the_room_is_and_joins_or_refuses() {
         .find(|event| event["type"] == "m.room.name");
     assert_eq!(name.unwrap()["content"]["name"], "Tea");
     assert!(name.unwrap().get("event_id").is_none(), "stripped");
+    // MSC4311
+    let create = |event: &&Value| event["type"] == "m.room.create";
+    let create = state.as_array().unwrap().iter().find(create).unwrap();
+    assert!(create["origin_server_ts"].is_u64(), "{create}");
     let own = |event: &&Value| event["state_key"] == "@bob:hs2";
     let own = state.as_array().unwrap().iter().find(own).unwrap();
     assert_eq!(own["content"]["membership"], "invite");

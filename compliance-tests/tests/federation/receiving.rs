@@ -19,7 +19,9 @@ struct Room {
     /// The stranger's join.
     joined: String,
     depth: u64,
-    _network: Network,
+    /// The state before it.
+    state: Vec<Value>,
+    network: Network,
 }
 
 impl Room {
@@ -68,7 +70,8 @@ impl Room {
             auth,
             joined,
             depth,
-            _network: network,
+            state: answer["state"].as_array().unwrap().clone(),
+            network,
         }
     }
 
@@ -164,6 +167,46 @@ async fn what_is_missing_between_is_asked_for() {
     room.transact(vec![three]).await;
     for id in [first, second, third] {
         assert!(room.sees(&id).await);
+    }
+}
+
+#[tokio::test] // "Backfilling and retrieving missing events": `min_depth`
+async fn what_is_older_than_the_join_of_this_server_is_no_news_and_does_no_harm() {
+    let room = Room::new().await;
+    let hs2 = room.network.server("hs2").await;
+    let bob = hs2.register("bob").await;
+    let join = format!("/v3/join/{}?server_name=hs1", segment(&room.id));
+    bob.post(&join, json!({})).await.ok();
+    // Built upon what was there before bob; asked what is between, the stranger tells all there ever was.
+    let (id, event) = room.message("@mallory:evil", "from the side", &[&room.joined]);
+    let path = |what: &str| format!("/_matrix/federation/v1/{what}/{}", room.id);
+    let history = json!({ "events": room.state });
+    let missing = path("get_missing_events");
+    room.stranger.answer(Method::POST, &missing, 200, history);
+    let ids: Vec<String> = room.state.iter().map(id_of).collect();
+    let before = json!({ "pdu_ids": ids, "auth_chain_ids": [] });
+    room.stranger
+        .answer(Method::GET, &path("state_ids"), 200, before);
+    let answer = room.stranger.transact(&hs2, vec![event], Vec::new()).await;
+    assert_eq!(answer.ok()["pdus"][&id], json!({}));
+    let page = bob.messages(&room.id, "limit=100&dir=b").await;
+    let chunk = page["chunk"].as_array().unwrap();
+    assert!(chunk[0]["content"]["body"] == "from the side", "{page}");
+    let after_join = |event: &&Value| event["state_key"] != "@bob:hs2";
+    let newer = chunk.iter().take_while(after_join).count();
+    assert_eq!(newer, 1, "{page}");
+    // And the room is as it was.
+    bob.say(&room.id, "still here").await;
+    let topic = json!({ "topic": "tea" });
+    let set = room.alice.set_state(&room.id, "m.room.topic", "", topic);
+    let set = set.await.ok()["event_id"].clone();
+    let topic = format!(
+        "/v3/rooms/{}/event/{}",
+        segment(&room.id),
+        segment(set.as_str().unwrap())
+    );
+    while bob.get(&topic).await.status != 200 {
+        tokio::task::yield_now().await;
     }
 }
 

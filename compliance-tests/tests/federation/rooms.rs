@@ -134,6 +134,22 @@ async fn redactions_kicks_and_bans_reach_the_other_server() {
 }
 
 #[tokio::test]
+async fn what_this_server_does_not_know_is_redacted_by_who_has_the_power_where_another_may_know_it()
+{
+    let network = Network::new();
+    let (_hs1, _hs2, alice, bob, room) = shared(&network).await;
+    let own = alice.public_room().await;
+    let unknown = |room: &str| format!("/v3/rooms/{}/redact/%24unknown/1", segment(room));
+    let redacted = alice.put(&unknown(&room), json!({})).await.ok();
+    let seen = until(&bob, &room, |event| event["type"] == "m.room.redaction").await;
+    assert_eq!(seen["event_id"], redacted["event_id"]);
+    let by_bob = bob.put(&unknown(&room), json!({})).await;
+    by_bob.fails(403, "M_FORBIDDEN");
+    let alone = alice.put(&unknown(&own), json!({})).await;
+    alone.fails(404, "M_NOT_FOUND");
+}
+
+#[tokio::test]
 async fn what_was_said_on_both_sides_of_an_outage_is_on_both_after_it() {
     let network = Network::new();
     let (hs1, hs2, alice, bob, room) = shared(&network).await;

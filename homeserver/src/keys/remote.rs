@@ -43,6 +43,7 @@ use super::{
 use crate::{
     error::ApiResult,
     peers::{self, PeerError},
+    rooms::receive::is_resident,
     server::App,
 };
 
@@ -125,15 +126,23 @@ fn device_key(user: UserNum, device: &str) -> Packed {
     DEVICES.key().user(user).text(device)
 }
 
-/// Whether a user is in any room that this server knows.
+/// Whether a user is in any room that a user of this server is in.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn is_met(store: &Store, user: UserNum) -> ApiResult<bool> {
-    let rooms = store.user_rooms(user)?;
-    Ok(rooms
-        .iter()
-        .any(|(_, row)| row.membership == Membership::Join))
+pub fn is_met(app: &App, user: UserNum) -> ApiResult<bool> {
+    for (room, row) in app.store.user_rooms(user)? {
+        if row.membership != Membership::Join {
+            continue;
+        }
+        // What was left stands as it was then.
+        if let Some(view) = app.store.room(room)?
+            && is_resident(app, &view)?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The master key of a user of another server, if it is known.
@@ -229,7 +238,7 @@ pub async fn signing_keys(
     Ok(())
 }
 
-/// A user of another server left a room: what is known of them is forgotten with the last one. Who is still,
+/// A user of another server left a room, or this server did: what is known of them is forgotten with the last one. Who is still,
 /// or again, in a room may have changed something in between.
 ///
 /// # Errors
@@ -239,7 +248,7 @@ pub async fn left(app: &App, user: UserNum) -> ApiResult<()> {
         return Ok(());
     };
     let mut commit = Commit::new();
-    if is_met(&app.store, user)? {
+    if is_met(app, user)? {
         row.stale = true;
         commit.put(USERS, user_key(user), &row);
     } else {

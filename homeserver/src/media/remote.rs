@@ -383,7 +383,7 @@ fn is_unknown_endpoint(error: &PeerError) -> bool {
         } => {
             let unknown = matches!(
                 *status,
-                StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
+                StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST
             );
             unknown && (errcode == "M_UNRECOGNIZED" || body.is_empty())
         }

@@ -129,7 +129,7 @@ fn met(app: &App, origin: &ServerName, user_id: &UserId) -> ApiResult<Option<Use
         return Ok(None);
     }
     match app.store.find_user(user_id)? {
-        Some(user) if remote::is_met(&app.store, user)? => Ok(Some(user)),
+        Some(user) if remote::is_met(app, user)? => Ok(Some(user)),
         _ => Ok(None),
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use federation::room::Powers;
 use futures_util::FutureExt as _;
+use memchr::memmem::Finder;
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{
     OwnedEventId, OwnedUserId, UInt, UserId,
@@ -51,7 +52,7 @@ const EVENTS_CACHED_MAX: usize = 1_024;
 const POWERS_CACHED_MAX: usize = 512;
 
 /// How much memory what the server's rules say of events may use, in bytes.
-const COMMON_BYTES_MAX: u64 = 4 << 20;
+const COMMON_BYTES_MAX: u64 = 8 << 20;
 
 /// The longest text of an event in which a name is looked for, in bytes; in a longer one, anybody may be named.
 const TEXT_BYTES_MAX: usize = 8 << 10;
@@ -142,7 +143,7 @@ pub struct Judge<'a> {
     levels: Option<OwnedEventId>,
     /// By what an event may name the user, in lower case; `None` if that cannot be looked for, or if the
     /// user has rules of their own.
-    names: Option<Vec<String>>,
+    names: Option<Vec<Finder<'static>>>,
 }
 
 impl<'a> Judge<'a> {
@@ -171,7 +172,7 @@ impl<'a> Judge<'a> {
         let names = [user_id.localpart(), &*name];
         let plain = wishes.version.0 == 0 && names.iter().all(|name| can_be_looked_for(name));
         let names = names.iter().filter(|name| !name.is_empty());
-        let names = plain.then(|| names.map(|name| name.to_lowercase()).collect());
+        let names = plain.then(|| names.map(|name| finder(name)).collect());
         let context = PushConditionRoomCtx::new(
             view.room_id.clone(),
             UInt::new_saturating(view.head.joined_count),
@@ -213,7 +214,11 @@ impl<'a> Judge<'a> {
         if let Some(names) = &self.names {
             let common = self.common(event)?;
             let text = common.text.as_deref();
-            if text.is_some_and(|text| !names.iter().any(|name| text.contains(name))) {
+            if text.is_some_and(|text| {
+                !names
+                    .iter()
+                    .any(|name| name.find(text.as_bytes()).is_some())
+            }) {
                 return common.actions.clone();
             }
         }
@@ -294,6 +299,11 @@ fn applied(
 fn can_be_looked_for(name: &str) -> bool {
     let is_odd = |c: char| c.is_control() || matches!(c, '"' | '\\' | '*' | '?' | 'Σ' | 'σ' | 'ς');
     !name.contains(is_odd)
+}
+
+/// Looks for a name in lower case.
+fn finder(name: &str) -> Finder<'static> {
+    Finder::new(&name.to_lowercase()).into_owned()
 }
 
 fn flat(app: &App, event: &TimelineEvent) -> Option<Arc<FlattenedJson>> {

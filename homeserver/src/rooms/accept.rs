@@ -3,7 +3,10 @@
 //! Nothing here asks the network. What is missing is named, to be fetched without the turn.
 //! Spec: server-server API, "Checks performed on receipt of a PDU".
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use federation::{
     event::Pdu,
@@ -12,10 +15,10 @@ use federation::{
         auth::{AuthRejection, Verdict, judge},
     },
 };
-use ruma::{OwnedEventId, events::TimelineEventType};
+use ruma::{EventId, OwnedEventId, events::TimelineEventType};
 use store::{Commit, rooms::Standing};
 
-use super::turn::{Place, Turn};
+use super::turn::{Place, Turn, state_after};
 use crate::error::{ApiError, ApiResult};
 
 /// How many `prev_events` a live event has at most. Spec: room version 1, "Event format".
@@ -23,6 +26,9 @@ const PREV_EVENTS_MAX: usize = 20;
 
 /// How many `auth_events` a live event has at most. Spec: room version 1, "Event format".
 const AUTH_EVENTS_MAX: usize = 10;
+
+/// The states after events that have no place here, as another server tells them.
+pub type StatesAfter = BTreeMap<OwnedEventId, StateMap>;
 
 /// What became of an event.
 #[derive(Debug)]
@@ -47,7 +53,7 @@ pub struct Missing {
 impl Turn {
     /// Gives an event its place, with checks 1 to 3 behind it.
     ///
-    /// `before` is the state before it where that was fetched; else it follows from its `prev_events`.
+    /// The state before it follows from its `prev_events`; of those that have no place here, from `fetched`.
     ///
     /// # Errors
     /// When the store cannot be read, or a state cannot be resolved.
@@ -55,12 +61,17 @@ impl Turn {
         &mut self,
         commit: &mut Commit,
         pdu: &Arc<Pdu>,
-        before: Option<StateMap>,
+        fetched: &StatesAfter,
     ) -> ApiResult<Outcome> {
         if pdu.prev_events().len() > PREV_EVENTS_MAX || pdu.auth_events().len() > AUTH_EVENTS_MAX {
             return Err(ApiError::invalid_param(
                 "the event names more others than an event may",
             ));
+        }
+        // The event that made the room has no place in the timeline of who joined later, and needs none.
+        let made_room = self.head.state.get("m.room.create", "");
+        if made_room.is_some_and(|id| id == pdu.event_id()) {
+            return Ok(Outcome::Known);
         }
         if let Some(known) = self.placed(pdu.event_id())?
             && known.standing != Some(Standing::Outlier)
@@ -73,10 +84,7 @@ impl Turn {
                 missing.auth_events.insert(id.clone());
             }
         }
-        let before = match before {
-            Some(before) => Some(before),
-            None => self.state_before(pdu, &mut missing)?,
-        };
+        let before = self.state_before(pdu, fetched, &mut missing)?;
         let (Some(before), true) = (before, missing.auth_events.is_empty()) else {
             return Ok(Outcome::Missing(missing));
         };
@@ -108,15 +116,21 @@ impl Turn {
     /// # Errors
     /// When the store cannot be read, or one of them is not known.
     pub fn before(&self, pdu: &Pdu) -> ApiResult<StateMap> {
-        let before = self.state_before(pdu, &mut Missing::default())?;
+        let before = self.state_before(pdu, &StatesAfter::new(), &mut Missing::default())?;
         before.ok_or_else(|| ApiError::unknown("the event is built upon what is not known"))
     }
 
     /// The state before an event, from the states after its `prev_events`.
-    fn state_before(&self, pdu: &Pdu, missing: &mut Missing) -> ApiResult<Option<StateMap>> {
+    fn state_before(
+        &self,
+        pdu: &Pdu,
+        fetched: &StatesAfter,
+        missing: &mut Missing,
+    ) -> ApiResult<Option<StateMap>> {
         let mut states = Vec::new();
         for id in pdu.prev_events() {
-            match self.placed(id)?.and_then(|placed| placed.after) {
+            let own = self.placed(id)?.and_then(|placed| placed.after);
+            match own.or_else(|| fetched.get(id).cloned()) {
                 Some(after) => states.push(after),
                 None => {
                     missing.prev_events.insert(id.clone());
@@ -127,6 +141,24 @@ impl Turn {
             self.resolve(&states, None).map(Some)
         } else {
             Ok(None)
+        }
+    }
+
+    /// The state after an event that gets no place, from that before it, which is also that after it where the event
+    /// is not known or not allowed.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn after_unplaced(&self, id: &EventId, before: StateMap) -> ApiResult<StateMap> {
+        let Some(pdu) = self.pdu(id)? else {
+            return Ok(before);
+        };
+        let verdict = judge(&pdu, &self.rules.authorization, &before, &before, |id| {
+            self.pdu(id).ok().flatten()
+        });
+        match verdict {
+            Verdict::Accepted if !pdu.is_rejected() => Ok(state_after(&before, &pdu)),
+            _ => Ok(before),
         }
     }
 

@@ -25,7 +25,7 @@ use super::{
     Turn, foreign, gap,
     receive::Receiving,
     served,
-    turn::{Placed, state_after},
+    turn::{Placed, replaced, state_after},
 };
 use crate::{error::ApiResult, peers, server::App};
 
@@ -151,6 +151,7 @@ impl Turn {
                 pdu: pdu.clone(),
                 state_before: self.head.number(commit, self.room, &state),
                 state_after: self.head.number(commit, self.room, &after),
+                replaces: replaced(&state, pdu),
                 redacted_by: None,
                 txn: None,
             };

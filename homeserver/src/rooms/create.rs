@@ -385,24 +385,24 @@ fn power_levels(room: &NewRoom, creator: &UserId, rules: &RoomVersionRules) -> V
 }
 
 fn preset_events(room: &NewRoom) -> Vec<(&'static str, Value)> {
-    let (join_rule, guests) = match room.preset {
-        Preset::PublicChat => ("public", "forbidden"),
-        Preset::PrivateChat | Preset::TrustedPrivateChat => ("invite", "can_join"),
+    let join_rule = match room.preset {
+        Preset::PublicChat => "public",
+        Preset::PrivateChat | Preset::TrustedPrivateChat => "invite",
     };
-    [
+    let mut events = vec![
         ("m.room.join_rules", json!({ "join_rule": join_rule })),
         (
             "m.room.history_visibility",
             json!({ "history_visibility": "shared" }),
         ),
-        ("m.room.guest_access", json!({ "guest_access": guests })),
-    ]
-    .into_iter()
-    .filter(|(kind, _)| {
-        !room
-            .initial_state
-            .iter()
-            .any(|(other, key, _)| other == kind && key.is_empty())
-    })
-    .collect()
+    ];
+    // Where nothing is said, guests are kept out.
+    if !matches!(room.preset, Preset::PublicChat) {
+        events.push(("m.room.guest_access", json!({ "guest_access": "can_join" })));
+    }
+    events.retain(|(kind, _)| {
+        let mut given = room.initial_state.iter();
+        !given.any(|(other, key, _)| other == kind && key.is_empty())
+    });
+    events
 }

@@ -1,11 +1,13 @@
 //! What an event of another server needs and this one does not know: fetched, within bounds.
 //!
 //! Events between what is known and the new one come by `get_missing_events`. Where those end in a gap still,
-//! the state before the oldest is asked for. Everything is asked of the server that sent the event.
+//! the states after what the oldest are built upon are asked for; what these are themselves is history then, and
+//! gets no place. Everything is asked of the server that sent the event.
 //! Spec: server-server API, "Backfilling and retrieving missing events", "Retrieving events".
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::Arc,
 };
 
@@ -19,8 +21,13 @@ use ruma::{
     },
 };
 use serde_json::value::RawValue;
+use store::kv::Direction;
 
-use super::{accept::Missing, foreign, receive::Receiving};
+use super::{
+    accept::{Missing, StatesAfter},
+    foreign,
+    receive::Receiving,
+};
 use crate::{
     error::{ApiError, ApiResult},
     peers,
@@ -29,7 +36,7 @@ use crate::{
 /// How many events between the known ones and a new one are asked for.
 const MISSING_EVENTS_MAX: u32 = 50;
 
-/// For how many events the state before them is asked for, to place one new event.
+/// Of how many events the state is asked for, to place one new event.
 const STATES_MAX: usize = 20;
 
 /// How many events are fetched one by one; when more are missing, the whole state is.
@@ -54,7 +61,7 @@ pub(super) async fn fill(
     if !missing.prev_events.is_empty() {
         filling.between(pdu).await?;
     }
-    filling.settle(pdu, true).await
+    filling.settle(pdu).await
 }
 
 /// The state before an event, as the server says that is asked.
@@ -84,12 +91,14 @@ impl Filling<'_, '_> {
         let receiving = &*self.receiving;
         let view = receiving.app.store.room(receiving.room)?;
         let earliest = view.map(|view| view.head.extremities.clone());
+        let oldest = self.oldest_depth()?;
         let mut request = get_missing_events::v1::Request::new(
             receiving.room_id.to_owned(),
             earliest.unwrap_or_default(),
             vec![pdu.event_id().to_owned()],
         );
         request.limit = UInt::from(MISSING_EVENTS_MAX);
+        request.min_depth = UInt::new_saturating(oldest);
         let answer = peers::ask(receiving.app, &receiving.origin, request).await;
         let mut raw = match answer {
             Ok(answer) => answer.events,
@@ -100,57 +109,59 @@ impl Filling<'_, '_> {
         };
         raw.truncate(MISSING_EVENTS_MAX as usize);
         let mut events = self.checked(&raw).await;
-        events.retain(|event| event.event_id() != pdu.event_id());
+        // What is older than what is known from before is history: `/messages` asks for it.
+        events.retain(|event| event.event_id() != pdu.event_id() && event.depth() >= oldest);
         events.sort_by_key(|event| event.depth());
         for event in events {
             // One that cannot be placed leaves a gap, which is dealt with where something is built upon it.
-            if let Err(error) = self.settle(&event, false).await {
+            if let Err(error) = self.settle(&event).await {
                 tracing::info!(event = %event.event_id(), reason = %error.message, "left out");
             }
         }
         Ok(())
     }
 
-    /// Places an event, with the state before it asked for where it is built upon what is not known.
-    ///
-    /// `deep`: rather than the state before the event itself, that before each of its `prev_events` is
-    /// asked for, so that the state before it is this server's own finding.
-    async fn settle(&mut self, pdu: &Arc<Pdu>, deep: bool) -> ApiResult<()> {
-        let Some(missing) = self.receiving.place(pdu, None).await? else {
+    /// The depth of the oldest event in the timeline.
+    fn oldest_depth(&self) -> ApiResult<u64> {
+        let (receiving, mut depth) = (&*self.receiving, 0);
+        let orders = (Bound::Unbounded, Bound::Unbounded);
+        let store = &receiving.app.store;
+        store.walk_timeline(receiving.room, orders, Direction::Ascending, |event| {
+            depth = event.pdu.depth();
+            Ok(false)
+        })?;
+        Ok(depth)
+    }
+
+    /// Places an event, with the states asked for that it is built upon and that are not known.
+    async fn settle(&mut self, pdu: &Arc<Pdu>) -> ApiResult<()> {
+        let mut fetched = StatesAfter::new();
+        let Some(missing) = self.receiving.place(pdu, &fetched).await? else {
             return Ok(());
         };
         if !missing.auth_events.is_empty() {
             self.auth_chain(pdu.event_id()).await?;
         }
-        let mut before = None;
-        if deep {
-            for id in &missing.prev_events {
-                let Some(prev) = self.event(id).await? else {
-                    return Err(unobtainable("an event that it is built upon"));
-                };
-                if !self
-                    .receiving
-                    .place(&prev, None)
-                    .await?
-                    .is_some_and(|missing| {
-                        !missing.auth_events.is_empty() || !missing.prev_events.is_empty()
-                    })
-                {
-                    continue;
-                }
-                self.auth_chain(id).await?;
-                let state = self.state_before(id).await?;
-                if self.receiving.place(&prev, Some(state)).await?.is_some() {
-                    return Err(unobtainable("what allows an event that it is built upon"));
-                }
-            }
-        } else if !missing.prev_events.is_empty() {
-            before = Some(self.state_before(pdu.event_id()).await?);
+        for id in missing.prev_events {
+            let after = self.state_after(&id).await?;
+            fetched.insert(id, after);
         }
-        match self.receiving.place(pdu, before).await? {
+        match self.receiving.place(pdu, &fetched).await? {
             None => Ok(()),
             Some(_) => Err(unobtainable("what it needs")),
         }
+    }
+
+    /// The state after an event that has no place here. The event itself is kept: the state may name it.
+    async fn state_after(&mut self, id: &EventId) -> ApiResult<StateMap> {
+        let before = self.state_before(id).await?;
+        let Some(pdu) = self.event(id).await? else {
+            return Err(unobtainable("an event that it is built upon"));
+        };
+        self.receiving.keep(vec![pdu]).await?;
+        let receiving = &*self.receiving;
+        let turn = receiving.app.rooms.turn(receiving.app, receiving.room_id);
+        turn.await?.after_unplaced(id, before)
     }
 
     async fn checked(&self, raw: &[Box<RawValue>]) -> Vec<Arc<Pdu>> {

@@ -18,7 +18,13 @@ use ruma::{
 use serde_json::{Map, Value, value::RawValue};
 use store::{Commit, rooms::Membership};
 
-use super::{Turn, accept::Outcome, acl, foreign, members, receive::is_resident, turn::Append};
+use super::{
+    Turn,
+    accept::{Outcome, StatesAfter},
+    acl, foreign, members,
+    receive::is_resident,
+    turn::Append,
+};
 use crate::{
     error::{ApiError, ApiResult},
     peers::{self, sender},
@@ -158,7 +164,7 @@ pub async fn admit(
 ) -> ApiResult<StateMap> {
     let mut turn = hosted(app, room_id, origin).await?;
     let mut commit = Commit::new();
-    let outcome = turn.accept(&mut commit, pdu, None).await?;
+    let outcome = turn.accept(&mut commit, pdu, &StatesAfter::new()).await?;
     match outcome {
         // The other servers in the room hear of it from here.
         Outcome::Placed(Verdict::Accepted) => sender::also(&mut commit, pdu.event_id()),

@@ -40,7 +40,7 @@ use crate::{
 const SERVERS_MAX: usize = 10;
 
 /// The servers to ask about a room, the likeliest first: those that the client names, the one that the user
-/// was invited by, and, where the room's ID tells one, the server that made it.
+/// was invited by, those that were there. Without any, the server that made it, where the room's ID tells.
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -70,7 +70,10 @@ pub fn candidates(
             }
         }
     }
-    servers.extend(room_id.server_name().map(ToOwned::to_owned));
+    // Spec, "Room IDs": the server in it need not be in the room. It is a guess for who has nothing better.
+    if servers.is_empty() {
+        servers.extend(room_id.server_name().map(ToOwned::to_owned));
+    }
     let mut distinct: Vec<OwnedServerName> = Vec::new();
     for server in servers {
         if !distinct.contains(&server) && &*server != app.server_name() {
@@ -478,7 +481,10 @@ pub fn stripped(state: Vec<RawStrippedState>) -> Vec<Box<RawValue>> {
         let Ok(mut fields) = serde_json::from_str::<Map<String, Value>>(json.get()) else {
             continue;
         };
-        fields.retain(|key, _| KEYS.contains(&&**key));
+        let creates = fields
+            .get("type")
+            .is_some_and(|kind| kind == "m.room.create");
+        fields.retain(|key, _| KEYS.contains(&&**key) || (creates && key == "origin_server_ts"));
         let whole = KEYS.iter().all(|key| fields.contains_key(*key));
         bytes += json.get().len();
         if whole && bytes <= outside::STATE_BYTES_MAX {

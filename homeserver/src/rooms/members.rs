@@ -15,7 +15,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 use store::{Commit, keys::UserNum, rooms::Membership};
 
-use super::{Turn, accept::Outcome, turn::Append};
+use super::{
+    Turn,
+    accept::{Outcome, StatesAfter},
+    turn::Append,
+};
 use crate::{
     error::{ApiError, ApiResult},
     http::Caller,
@@ -146,7 +150,10 @@ async fn invite_elsewhere(
     })?;
     let mut turn = app.rooms.turn(app, &room_id).await?;
     let mut commit = Commit::new();
-    match turn.accept(&mut commit, &signed, None).await? {
+    match turn
+        .accept(&mut commit, &signed, &StatesAfter::new())
+        .await?
+    {
         Outcome::Placed(Verdict::SoftFailed(reason) | Verdict::Rejected(reason)) => {
             return Err(ApiError::forbidden(reason.to_string()));
         }

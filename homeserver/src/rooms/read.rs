@@ -13,8 +13,11 @@ use federation::{
     },
 };
 use ruma::{
-    DeviceId, EventId, OwnedEventId, RoomId, UserId,
-    events::room::{history_visibility::HistoryVisibility, member::MembershipState},
+    DeviceId, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, UserId,
+    events::{
+        TimelineEventType,
+        room::{history_visibility::HistoryVisibility, member::MembershipState},
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
@@ -211,6 +214,7 @@ impl Sight {
             pdu: Arc::new(pdu),
             state_before: event.state_before,
             state_after: event.state_after,
+            replaces: event.replaces.clone(),
             redacted_by: event.redacted_by.clone(),
             txn: None,
         }))
@@ -365,7 +369,6 @@ pub fn client_event(
 ) -> ApiResult<Box<RawValue>> {
     write_event(
         app,
-        sight,
         seen,
         format,
         Beside {
@@ -380,17 +383,12 @@ pub fn client_event(
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn client_event_alone(
-    app: &App,
-    sight: &Sight,
-    seen: &Seen,
-    format: &Format<'_>,
-) -> ApiResult<Box<RawValue>> {
+pub fn client_event_alone(app: &App, seen: &Seen, format: &Format<'_>) -> ApiResult<Box<RawValue>> {
     let beside = Beside {
         membership: Some(seen.membership),
         ..Beside::default()
     };
-    write_event(app, sight, seen, format, beside)
+    write_event(app, seen, format, beside)
 }
 
 /// An event as an application service gets it, which reads whole rooms and not for one user. With the
@@ -437,7 +435,7 @@ pub fn service_event(
         invite_room_state,
         ..Beside::default()
     };
-    write_event(app, &sight, &seen, &format, beside).map(Some)
+    write_event(app, &seen, &format, beside).map(Some)
 }
 
 /// What is written of an event that is not in it.
@@ -450,22 +448,15 @@ struct Beside {
 
 fn write_event(
     app: &App,
-    sight: &Sight,
     seen: &Seen,
     format: &Format<'_>,
     beside: Beside,
 ) -> ApiResult<Box<RawValue>> {
     let event: &TimelineEvent = &seen.event;
     let pdu = &event.pdu;
-    let replaced = match pdu.state_key() {
-        Some(state_key) if event.changes_state() => sight
-            .state_at(&app.store, event.state_before)?
-            .get(&pdu.kind().to_string(), state_key)
-            .map(|id| app.store.state_event(id))
-            .transpose()?
-            .flatten(),
-        _ => None,
-    };
+    let replaced = event.replaces.as_ref();
+    let replaced = replaced.map(|id| app.store.state_event(id)).transpose()?;
+    let replaced = replaced.flatten();
     let redacted_because = match &event.redacted_by {
         Some(because) => match app.store.event(because)? {
             Some(because) => {
@@ -477,7 +468,7 @@ fn write_event(
                     membership: beside.membership,
                     ..Beside::default()
                 };
-                Some(write_event(app, sight, &because, format, beside)?)
+                Some(write_event(app, &because, format, beside)?)
             }
             None => None,
         },
@@ -545,6 +536,8 @@ struct StrippedEvent<'a> {
     content: &'a RawValue,
     sender: &'a UserId,
     state_key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin_server_ts: Option<MilliSecondsSinceUnixEpoch>,
 }
 
 /// The kinds of state that someone outside the room is told.
@@ -588,11 +581,14 @@ pub fn stripped_state(
     }
     events.extend(own);
     for event in events {
+        let creates = *event.pdu.kind() == TimelineEventType::RoomCreate;
         let stripped = StrippedEvent {
             kind: &event.pdu.kind().to_string(),
             content: event.pdu.content(),
             sender: event.pdu.sender(),
             state_key: event.pdu.state_key().unwrap_or_default(),
+            // MSC4311: of the event that makes the room, clients are told when that was.
+            origin_server_ts: creates.then(|| event.pdu.origin_server_ts()),
         };
         told.push(
             serde_json::value::to_raw_value(&stripped)

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use federation::{event::Pdu, room::StateMap};
+use federation::event::Pdu;
 use futures_util::{StreamExt as _, stream};
 use ruma::{
     OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName,
@@ -21,7 +21,7 @@ use store::{
 };
 
 use super::{
-    accept::{Missing, Outcome},
+    accept::{Missing, Outcome, StatesAfter},
     acl, foreign, gap,
     members::MemberContent,
     outside,
@@ -196,7 +196,7 @@ impl<'a> Receiving<'a> {
     /// # Errors
     /// When what it needs cannot be had: it is dropped then.
     pub async fn take(&mut self, pdu: &Arc<Pdu>) -> ApiResult<()> {
-        match self.place(pdu, None).await? {
+        match self.place(pdu, &StatesAfter::new()).await? {
             None => Ok(()),
             Some(missing) => gap::fill(self, pdu, missing).await,
         }
@@ -209,11 +209,11 @@ impl<'a> Receiving<'a> {
     pub(super) async fn place(
         &mut self,
         pdu: &Arc<Pdu>,
-        before: Option<StateMap>,
+        fetched: &StatesAfter,
     ) -> ApiResult<Option<Missing>> {
         let mut turn = self.app.rooms.turn(self.app, self.room_id).await?;
         let mut commit = Commit::new();
-        match turn.accept(&mut commit, pdu, before).await? {
+        match turn.accept(&mut commit, pdu, fetched).await? {
             Outcome::Known => Ok(None),
             Outcome::Missing(missing) => Ok(Some(missing)),
             Outcome::Placed(_) => {

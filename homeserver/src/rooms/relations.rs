@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use federation::event::Pdu;
+use memchr::memmem::{self, Finder};
 use ruma::{EventId, OwnedEventId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -158,6 +159,29 @@ pub fn visit_relations(
     })
 }
 
+/// Whether anything is bundled with an event, as far as memory tells.
+///
+/// The ID of an event is a hash: what names an event of this server's is newer than it.
+fn may_be_related_to(app: &App, sight: &Sight, event: &TimelineEvent) -> bool {
+    if event.redacted_by.is_some() || event.pdu.state_key().is_some() {
+        return false;
+    }
+    let tail = &sight.view.tail;
+    let in_tail = tail.front().is_some_and(|first| first.order <= event.order);
+    if !in_tail || !app.is_local(event.pdu.sender()) {
+        return true;
+    }
+    let id = Finder::new(event.pdu.event_id().as_bytes());
+    tail.iter()
+        .rev()
+        .take_while(|newer| newer.order > event.order)
+        .any(|newer| {
+            let json = newer.pdu.json().as_bytes();
+            // Another server may have written any letter as an escape.
+            id.find(json).is_some() || memmem::find(json, b"\\u").is_some()
+        })
+}
+
 /// How many relating events are looked at to bundle them with their target.
 const BUNDLE_ROWS_MAX: usize = 1_000;
 
@@ -174,7 +198,7 @@ pub fn bundle(
     format: &Format<'_>,
 ) -> ApiResult<Option<Box<RawValue>>> {
     let event = &seen.event;
-    if event.redacted_by.is_some() || event.pdu.state_key().is_some() {
+    if !may_be_related_to(app, sight, event) {
         return Ok(None);
     }
     let mut edit: Option<Arc<TimelineEvent>> = None;
@@ -245,7 +269,7 @@ pub fn bundle(
     {
         relations.insert(
             "m.replace".to_owned(),
-            value(&client_event_alone(app, sight, &edit, format)?)?,
+            value(&client_event_alone(app, &edit, format)?)?,
         );
     }
     if !references.is_empty() {

@@ -134,19 +134,26 @@ fn same_json(one: &RawValue, other: &RawValue) -> bool {
 }
 
 /// Everybody may redact what they sent; for what others sent it needs power.
+///
+/// Where there are other servers, one of them may know an event that has not come here.
 fn check_redaction(app: &App, turn: &Turn, caller: &Caller, target: &EventId) -> ApiResult<()> {
-    let not_found = || ApiError::not_found("there is no such event in this room");
-    let event = app
-        .store
-        .event(target)?
-        .filter(|event| event.room == turn.room)
-        .ok_or_else(not_found)?;
-    if event.pdu.sender() == caller.user_id || turn.powers()?.can_redact(&caller.user_id) {
+    let event = turn.placed(target)?;
+    if event.is_none() && (app.store.pdu(target)?.is_some() || is_alone(app, turn)) {
+        return Err(ApiError::not_found("there is no such event in this room"));
+    }
+    let is_own = event.is_some_and(|event| event.pdu.sender() == caller.user_id);
+    if is_own || turn.powers()?.can_redact(&caller.user_id) {
         return Ok(());
     }
     Err(ApiError::forbidden(
         "redacting the events of others needs more power in this room",
     ))
+}
+
+/// Whether only this server has, or had, users in the room.
+fn is_alone(app: &App, turn: &Turn) -> bool {
+    let mut members = turn.head.state.of_kind("m.room.member");
+    members.all(|(key, _)| UserId::parse(key).is_ok_and(|user_id| app.is_local(&user_id)))
 }
 
 /// A user annotates an event with the same key only once.

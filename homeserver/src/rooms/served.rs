@@ -213,6 +213,7 @@ pub fn find(app: &App, event_id: &EventId) -> ApiResult<Option<(Arc<TimelineEven
         pdu: aside.pdu.clone(),
         state_before,
         state_after,
+        replaces: None,
         redacted_by: None,
         txn: None,
     });

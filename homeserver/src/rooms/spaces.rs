@@ -172,15 +172,17 @@ async fn ask_one(
         match asked::ask(app, server, request, WAIT).await {
             Ok(HierarchyTold(told)) if is_of(&told.room, room_id) => Ok(Some(Arc::new(told))),
             Ok(_) => Ok(None),
-            Err(PeerError::Refused { status, .. }) if status.is_client_error() => Ok(None),
             Err(error) => Err(error),
         }
     };
     let question = format!("{server} {room_id}");
     let spaces = &app.asked.spaces;
-    spaces
-        .get(app.clock.now_ms(), &question, REMEMBERED_MS, ask)
-        .await
+    let told = spaces.get(app.clock.now_ms(), &question, REMEMBERED_MS, ask);
+    match told.await {
+        // Not remembered: who joins the space may be told a moment later.
+        Err(PeerError::Refused { status, .. }) if status.is_client_error() => Ok(None),
+        told => told,
+    }
 }
 
 /// Whether a summary is of this room.

@@ -235,6 +235,7 @@ struct Step {
     state_before: StateId,
     after: StateMap,
     state_after: StateId,
+    replaces: Option<OwnedEventId>,
     states: Vec<(StateId, StateMap)>,
     changes: Vec<StateChange>,
 }
@@ -442,6 +443,7 @@ impl Turn {
             state_before,
             after,
             state_after,
+            replaces,
             states,
             changes,
         } = match place {
@@ -459,6 +461,7 @@ impl Turn {
             pdu: pdu.clone(),
             state_before,
             state_after,
+            replaces,
             states,
             head: Arc::new(self.head.clone()),
             changes,
@@ -487,6 +490,7 @@ impl Turn {
     /// The event is built upon the head.
     fn step(&mut self, commit: &mut Commit, pdu: &Pdu) -> Step {
         let state_before = self.head.state_id;
+        let replaces = replaced(&self.head.state, pdu);
         let (mut states, mut changes) = (Vec::new(), Vec::new());
         if let Some(state_key) = pdu.state_key() {
             changes.push(StateChange {
@@ -503,6 +507,7 @@ impl Turn {
             state_before,
             after: self.head.state.clone(),
             state_after: self.head.state_id,
+            replaces,
             states,
             changes,
         }
@@ -513,6 +518,7 @@ impl Turn {
         let room = self.room;
         let state_before = self.head.number(commit, room, &place.before);
         let after = state_after(&place.before, pdu);
+        let replaces = replaced(&place.before, pdu);
         let state_after = self.head.number(commit, room, &after);
         let extremities = &mut self.head.extremities;
         if place.alone {
@@ -551,6 +557,7 @@ impl Turn {
             state_before,
             after,
             state_after,
+            replaces,
             states,
             changes,
         })
@@ -772,6 +779,12 @@ pub(super) fn state_after(before: &StateMap, pdu: &Pdu) -> StateMap {
         );
     }
     after
+}
+
+/// The state event whose place an event takes.
+pub(super) fn replaced(before: &StateMap, pdu: &Pdu) -> Option<OwnedEventId> {
+    let state_key = pdu.state_key()?;
+    before.get(&pdu.kind().to_string(), state_key).cloned()
 }
 
 /// Where the answer to a request is kept: by device, room and `txnId`.

@@ -638,7 +638,7 @@ impl<'a> Syncing<'a> {
     }
 
     fn write(&self, sight: &Sight, update: &Update) -> ApiResult<JoinedRoom> {
-        let alone = |seen: &Seen| client_event_alone(self.app, sight, seen, &self.format);
+        let alone = |seen: &Seen| client_event_alone(self.app, seen, &self.format);
         let with_relations = |seen: &Seen| client_event(self.app, sight, seen, &self.format);
         let state: ApiResult<Vec<_>> = update.state.iter().map(alone).collect();
         let timeline: ApiResult<Vec<_>> = update.timeline.iter().map(with_relations).collect();
@@ -728,12 +728,12 @@ pub fn receipts_event(app: &App, receipts: &[Receipt]) -> ApiResult<Box<RawValue
         {
             value.insert("thread_id".to_owned(), receipt.thread.clone().into());
         }
-        content
-            .entry(receipt.row.event_id.as_str())
-            .or_default()
-            .entry(&receipt.kind)
-            .or_default()
-            .insert(user_id, value);
+        let of_event = content.entry(receipt.row.event_id.as_str()).or_default();
+        let of_kind = of_event.entry(&receipt.kind).or_default();
+        // Spec: "Threaded read receipts": of two on one event, the one without a thread says more.
+        if receipt.thread.is_empty() || !of_kind.contains_key(&user_id) {
+            of_kind.insert(user_id, value);
+        }
     }
     raw(&json!({ "type": "m.receipt", "content": content }))
 }

@@ -120,7 +120,7 @@ async fn query_server(
     for (user_id, devices) in users {
         let user = app.store.find_user(user_id)?;
         let met = match user {
-            Some(user) => is_met(&app.store, user)?,
+            Some(user) => is_met(app, user)?,
             None => false,
         };
         match user.filter(|_| met) {

@@ -31,7 +31,7 @@ pub(super) struct Moved {
     pub(super) joined: Vec<UserNum>,
     /// Other servers whose first user joined.
     pub(super) arrived: Vec<OwnedServerName>,
-    /// Users of other servers who are not joined any more.
+    /// Users of other servers who are not joined any more, or are, but with nobody of this one.
     pub(super) left: Vec<UserNum>,
 }
 
@@ -149,13 +149,16 @@ impl Servers {
         } else if let Some(of_server) = known.members.get_mut(name)
             && of_server.remove(&user)
         {
-            if of_server.is_empty() {
+            let last = of_server.is_empty();
+            if last {
                 known.members.remove(name);
             }
             known.count -= 1;
             self.members -= 1;
             if !app.is_local(user_id) {
                 moved.left.push(user);
+            } else if last {
+                moved.left.extend(known.members.values().flatten());
             }
         }
     }

@@ -348,7 +348,7 @@ impl Look<'_> {
         let ids = present.into_iter().filter_map(|(_, event_id)| event_id);
         for seen in state_events(self.app, sight, ids, &EventFilter::default())? {
             room.required_state
-                .push(client_event_alone(self.app, sight, &seen, &self.format)?);
+                .push(client_event_alone(self.app, &seen, &self.format)?);
         }
         if self.form == Form::Accepted {
             for ((kind, state_key), _) in gone {

@@ -144,6 +144,7 @@ impl Store {
             pdu: aside.pdu.clone(),
             state_before: StateId(0),
             state_after: StateId(0),
+            replaces: None,
             redacted_by: None,
             txn: None,
         })))

@@ -41,6 +41,8 @@ pub struct TimelineEvent {
     pub state_before: StateId,
     /// The state after it.
     pub state_after: StateId,
+    /// The state event whose place it took.
+    pub replaces: Option<OwnedEventId>,
     /// The redaction that emptied it.
     pub redacted_by: Option<OwnedEventId>,
     /// The request that sent it, if a device of this server did.
@@ -81,6 +83,8 @@ pub struct NewEvent {
     pub state_before: StateId,
     /// The state after it; on a fork not that of the head.
     pub state_after: StateId,
+    /// The state event whose place it takes.
+    pub replaces: Option<OwnedEventId>,
     /// States that got their numbers with it, for readers right after.
     pub states: Vec<(StateId, StateMap)>,
     /// The head of the room after it.
@@ -114,6 +118,8 @@ struct Header {
     state_before: StateId,
     #[serde(rename = "a")]
     state_after: StateId,
+    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
+    replaces: Option<OwnedEventId>,
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
     redacted_by: Option<OwnedEventId>,
     #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
@@ -150,6 +156,7 @@ impl NewEvent {
                 pdu: rewrite.pdu,
                 state_before: target.state_before,
                 state_after: target.state_after,
+                replaces: target.replaces.clone(),
                 redacted_by: Some(rewrite.because),
                 txn: target.txn.clone(),
             })
@@ -159,6 +166,7 @@ impl NewEvent {
             order,
             state_before: self.state_before,
             state_after: self.state_after,
+            replaces: self.replaces,
             redacted_by: None,
             txn: self.txn,
             pdu: self.pdu,
@@ -206,6 +214,7 @@ fn timeline_row(event: &TimelineEvent) -> Row {
         event_id: event.pdu.event_id().to_owned(),
         state_before: event.state_before,
         state_after: event.state_after,
+        replaces: event.replaces.clone(),
         redacted_by: event.redacted_by.clone(),
         txn: event.txn.clone(),
     })
@@ -269,6 +278,7 @@ pub(crate) fn parse_timeline_row(
         pdu: Arc::new(pdu),
         state_before: header.state_before,
         state_after: header.state_after,
+        replaces: header.replaces,
         redacted_by: header.redacted_by,
         txn: header.txn,
     });
