@@ -15,6 +15,7 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use ::sled::{Batch, Config, Db, Error, IVec};
 
@@ -33,6 +34,12 @@ const PAGE_ROWS_MAX: usize = 256;
 
 /// A page ends with the row that makes it this large, in bytes (256 KiB).
 const PAGE_BYTES_MAX: usize = 256 << 10;
+
+/// How often a lock is tried that outlives the store that it belonged to.
+const RELEASED_TRIES: usize = 500;
+
+/// After what time it is tried again.
+const RELEASED_AGAIN: Duration = Duration::from_millis(10);
 
 /// An open sled store.
 pub(super) struct Sled {
@@ -74,13 +81,12 @@ impl Sled {
     pub(super) fn open(directory: &Path, cache_bytes: u64) -> Result<Sled, KvError> {
         remove_unfinished_snapshots(directory)?;
         let failed = |error| failure(directory, "open", error);
-        let rows = Config::new()
+        let config = Config::new()
             .path(directory)
             .cache_capacity(cache_bytes)
             .segment_size(SEGMENT_BYTES)
-            .flush_every_ms(Some(500))
-            .open()
-            .map_err(failed)?;
+            .flush_every_ms(Some(500));
+        let rows = open_released(&config).map_err(failed)?;
         rows.flush().map_err(failed)?;
         let path = directory.join("db");
         let data = File::options()
@@ -292,6 +298,20 @@ impl Value {
             Value::Assembled(value) => value,
         }
     }
+}
+
+/// Opens a store that this process may have closed a moment ago: a thread of sled's holds its lock a little longer.
+/// Nobody else can hold it, as the directory is claimed.
+fn open_released(config: &Config) -> Result<Db, Error> {
+    for _ in 0..RELEASED_TRIES {
+        match config.open() {
+            Err(Error::Io(error)) if error.to_string().contains("acquire lock") => {
+                std::thread::sleep(RELEASED_AGAIN);
+            }
+            opened => return opened,
+        }
+    }
+    config.open()
 }
 
 fn remove_unfinished_snapshots(directory: &Path) -> Result<(), KvError> {
