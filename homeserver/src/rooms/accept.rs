@@ -145,14 +145,13 @@ impl Turn {
     }
 
     /// The state after an event that gets no place, from that before it, which is also that after it where the event
-    /// is not known or not allowed.
+    /// is not allowed.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// When the store cannot be read, or the event is not kept.
     pub fn after_unplaced(&self, id: &EventId, before: StateMap) -> ApiResult<StateMap> {
-        let Some(pdu) = self.pdu(id)? else {
-            return Ok(before);
-        };
+        let pdu = self.pdu(id)?;
+        let pdu = pdu.ok_or_else(|| ApiError::unknown("what allows the event is not known"))?;
         let verdict = judge(&pdu, &self.rules.authorization, &before, &before, |id| {
             self.pdu(id).ok().flatten()
         });
