@@ -14,6 +14,7 @@ pub mod badge;
 pub mod deliver;
 pub mod evaluate;
 pub mod history;
+pub mod loud;
 pub mod notice;
 pub mod outbox;
 pub mod pushers;
@@ -27,6 +28,8 @@ pub struct Push {
     pub evaluating: evaluate::Evaluating,
     /// Counts.
     pub unread: unread::Counting,
+    /// Which events they need not look at.
+    pub loud: loud::Loud,
     /// Counts over all rooms of users with pushers.
     pub badges: badge::Badges,
     /// Who has pushers.

@@ -299,6 +299,43 @@ async fn a_count_of_many_is_that_of_the_newest() {
 }
 
 #[tokio::test]
+async fn who_comes_and_goes_is_passed_by_unless_a_rule_of_ones_own_wants_it() {
+    let world = World::new().await;
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let (carol, dave) = (world.register("carol").await, world.register("dave").await);
+    let room = room_of(&alice, &bob).await;
+    let wander = async || {
+        // More than what a room has in memory.
+        for _ in 0..20 {
+            dave.join(&room).await.ok();
+            dave.leave(&room).await.ok();
+        }
+    };
+    let first = alice.say(&room, "hello bob").await;
+    wander().await;
+    carol.join(&room).await.ok();
+    alice.say(&room, "two").await;
+    wander().await;
+    // She looks back less far than he does.
+    assert_eq!(counts(&carol, &room).await, (1, 0));
+    assert_eq!(counts(&bob, &room).await, (2, 1));
+    let third = alice.say(&room, "three").await;
+    wander().await;
+    assert_eq!(counts(&carol, &room).await, (2, 0));
+    assert_eq!(counts(&bob, &room).await, (3, 1));
+    read(&bob, &room, &first, json!({})).await;
+    assert_eq!(counts(&bob, &room).await, (2, 0));
+    let redact = format!("/v3/rooms/{}/redact/{}/1", segment(&room), segment(&third));
+    alice.put(&redact, json!({})).await.ok();
+    let joined = json!({ "kind": "event_match", "key": "content.membership", "pattern": "join" });
+    let rule = json!({ "actions": ["notify"], "conditions": [joined] });
+    let path = "/v3/pushrules/global/override/arrivals";
+    carol.put(path, rule).await.ok();
+    assert_eq!(counts(&carol, &room).await, (41, 0));
+    assert_eq!(counts(&bob, &room).await, (1, 0));
+}
+
+#[tokio::test]
 async fn sliding_sync_tells_the_same_counts_and_when_they_change() {
     let world = World::new().await;
     let (alice, bob) = (world.register("alice").await, world.register("bob").await);

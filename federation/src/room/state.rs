@@ -72,6 +72,18 @@ impl StateMap {
         })
     }
 
+    /// Every entry but those of one type.
+    pub fn except(&self, kind: &str) -> impl Iterator<Item = (&str, &str, &OwnedEventId)> {
+        let kinds = self
+            .kinds
+            .iter()
+            .filter(move |(other, _)| ***other != *kind);
+        kinds.flat_map(|(kind, keys)| {
+            keys.iter()
+                .map(move |(state_key, event_id)| (&**kind, &**state_key, event_id))
+        })
+    }
+
     /// The entries of one type: state key and event.
     pub fn of_kind(&self, kind: &str) -> impl Iterator<Item = (&str, &OwnedEventId)> {
         self.kinds

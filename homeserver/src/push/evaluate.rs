@@ -192,6 +192,11 @@ impl<'a> Judge<'a> {
         })
     }
 
+    /// Whether the user has push rules that are not the server's.
+    pub fn has_own_rules(&self) -> bool {
+        self.wishes.version.0 != 0
+    }
+
     /// What shall happen because of an event; `None` if the user is not to be told of it.
     ///
     /// Nobody is told of what they sent themselves, of what was redacted, or of what those say whom

@@ -395,12 +395,26 @@ impl Looking<'_> {
     /// Evaluates the newest events in `lower < order <= upper`.
     fn walk(&self, judge: &Judge<'_>, lower: i64, upper: i64) -> ApiResult<Walk> {
         let mut walk = Walk::default();
-        let store = &self.app.store;
-        let orders = (Bound::Excluded(lower), Bound::Included(upper));
-        self.view.walk_back(store, orders, |event| {
+        let (store, view) = (&self.app.store, self.view);
+        let older = view.tail.front().map(|first| first.order);
+        let older = older.filter(|tail| lower.saturating_add(1) < *tail && !judge.has_own_rules());
+        let lower_of_walk = older.map_or(lower, |tail| tail.saturating_sub(1));
+        let orders = (Bound::Excluded(lower_of_walk), Bound::Included(upper));
+        view.walk_back(store, orders, |event| {
             walk.take(store, judge, self.user_id, &event)?;
             Ok(walk.walked < WALK_EVENTS_MAX)
         })?;
+        if older.is_some() {
+            let loud = self.app.push.loud.before_tail(store, view, lower)?;
+            for order in loud.into_iter().rev().filter(|order| *order <= upper) {
+                if walk.walked >= WALK_EVENTS_MAX {
+                    break;
+                }
+                if let Some(event) = store.event_at(view.room, order)? {
+                    walk.take(store, judge, self.user_id, &event)?;
+                }
+            }
+        }
         walk.counted.reverse();
         Ok(walk)
     }

@@ -2,10 +2,10 @@
 //!
 //! Spec: client-server API, "Forming relationships between events".
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use federation::event::Pdu;
-use memchr::memmem::{self, Finder};
+use memchr::memmem::Finder;
 use ruma::{EventId, OwnedEventId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -65,6 +65,9 @@ struct RelatesTo {
     key: Option<String>,
 }
 
+/// Finds what has no relation without parsing it.
+static RELATES: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("m.relates_to"));
+
 impl Relation {
     /// The relation of an event, if it has one with a `rel_type`.
     pub fn of(pdu: &Pdu) -> Option<Self> {
@@ -73,9 +76,7 @@ impl Relation {
 
     /// The relation that the content of an event names.
     pub fn in_content(content: &RawValue) -> Option<Self> {
-        if !content.get().contains("m.relates_to") {
-            return None;
-        }
+        RELATES.find(content.get().as_bytes())?;
         let Content { relates_to } = serde_json::from_str(content.get()).ok()?;
         Some(Self {
             target: relates_to.event_id,
@@ -171,14 +172,11 @@ fn may_be_related_to(app: &App, sight: &Sight, event: &TimelineEvent) -> bool {
     if !in_tail || !app.is_local(event.pdu.sender()) {
         return true;
     }
-    let id = Finder::new(event.pdu.event_id().as_bytes());
     tail.iter()
         .rev()
         .take_while(|newer| newer.order > event.order)
         .any(|newer| {
-            let json = newer.pdu.json().as_bytes();
-            // Another server may have written any letter as an escape.
-            id.find(json).is_some() || memmem::find(json, b"\\u").is_some()
+            Relation::of(&newer.pdu).is_some_and(|relation| relation.target == event.pdu.event_id())
         })
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use federation::room::{StateMap, visibility::entitled};
-use ruma::{OwnedEventId, OwnedUserId, UserId};
+use ruma::{OwnedEventId, OwnedUserId};
 use serde::Serialize;
 use store::{
     keys::Position,
@@ -147,11 +147,19 @@ pub fn update(app: &App, sight: &Sight, ask: &Ask<'_>) -> ApiResult<Update> {
             None => sight.view.head.state.clone(),
         }
     };
-    if whole {
-        state.extend(
-            base.iter()
-                .map(|(kind, key, id)| ((kind.to_owned(), key.to_owned()), id.clone())),
-        );
+    let lazily = (ask.state.lazy_load_members || ask.timeline.lazy_load_members)
+        .then(|| Members::of(&events, sight));
+    let entry = |(kind, key, id): (&str, &str, &OwnedEventId)| {
+        ((kind.to_owned(), key.to_owned()), id.clone())
+    };
+    if let Some(members) = lazily.as_ref().filter(|_| whole) {
+        state.extend(base.except("m.room.member").map(entry));
+        state.extend(members.all().filter_map(|member| {
+            let id = base.get("m.room.member", member)?;
+            Some(entry(("m.room.member", member, id)))
+        }));
+    } else if whole {
+        state.extend(base.iter().map(entry));
     } else if let Some(since) = lower {
         let end = match start {
             _ if ask.state_after => upper,
@@ -171,8 +179,8 @@ pub fn update(app: &App, sight: &Sight, ask: &Ask<'_>) -> ApiResult<Update> {
             }
         }
     }
-    if ask.state.lazy_load_members || ask.timeline.lazy_load_members {
-        load_lazily(&mut state, &base, &events, sight);
+    if let Some(lazily) = lazily.filter(|_| !whole) {
+        lazily.load(&mut state, &base);
     }
     if !ask.state_after {
         // What the timeline itself tells is not told twice.
@@ -230,32 +238,44 @@ pub fn state_up_to(app: &App, sight: &Sight, upper: Position) -> ApiResult<State
     })
 }
 
-/// Of the members, keeps those who sent something in the timeline, and the viewer.
-fn load_lazily(
-    state: &mut BTreeMap<(String, String), OwnedEventId>,
-    base: &StateMap,
-    events: &[Seen],
-    sight: &Sight,
-) {
-    let senders: BTreeSet<&UserId> = events.iter().map(|seen| seen.event.pdu.sender()).collect();
-    let viewer = &*sight.viewer.user_id;
-    // A client that takes the state from here alone must also learn what the timeline changed.
-    let moved: BTreeSet<&str> = events
-        .iter()
-        .filter(|seen| *seen.event.pdu.kind() == ruma::events::TimelineEventType::RoomMember)
-        .filter_map(|seen| seen.event.pdu.state_key())
-        .collect();
-    state.retain(|(kind, key), _| {
-        kind != "m.room.member"
-            || key == viewer
-            || moved.contains(key.as_str())
-            || senders.iter().any(|sender| sender.as_str() == key)
-    });
-    for sender in senders {
-        if let Some(event_id) = base.get("m.room.member", sender.as_str()) {
-            state
-                .entry(("m.room.member".to_owned(), sender.to_string()))
-                .or_insert_with(|| event_id.clone());
+/// The members whom a client gets that loads the others when it needs them.
+struct Members<'a> {
+    /// Those who sent something in the timeline.
+    senders: BTreeSet<&'a str>,
+    /// Those whom the timeline changed, and the viewer. A client that takes the state from the answer
+    /// alone must learn of them too.
+    others: BTreeSet<&'a str>,
+}
+
+impl<'a> Members<'a> {
+    fn of(events: &'a [Seen], sight: &'a Sight) -> Self {
+        let moved = events
+            .iter()
+            .filter(|seen| *seen.event.pdu.kind() == ruma::events::TimelineEventType::RoomMember)
+            .filter_map(|seen| seen.event.pdu.state_key());
+        let senders = events.iter().map(|seen| seen.event.pdu.sender().as_str());
+        Self {
+            senders: senders.collect(),
+            others: moved.chain([sight.viewer.user_id.as_str()]).collect(),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &'a str> {
+        self.senders.union(&self.others).copied()
+    }
+
+    /// Keeps them, and adds the senders: what they are called may have been told long ago.
+    fn load(&self, state: &mut BTreeMap<(String, String), OwnedEventId>, base: &StateMap) {
+        state.retain(|(kind, key), _| {
+            let key = key.as_str();
+            kind != "m.room.member" || self.senders.contains(key) || self.others.contains(key)
+        });
+        for sender in &self.senders {
+            if let Some(event_id) = base.get("m.room.member", sender) {
+                state
+                    .entry(("m.room.member".to_owned(), (*sender).to_owned()))
+                    .or_insert_with(|| event_id.clone());
+            }
         }
     }
 }
