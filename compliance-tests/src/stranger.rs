@@ -20,7 +20,7 @@ use ruma::{
 };
 use serde_json::{Value, json};
 
-use crate::{Network, Reply, World, client, network::seed};
+use crate::{Network, Reply, World, client, network::seed, segment};
 
 /// For how long a stranger's answer about its keys counts, in milliseconds: a day.
 const VALID_MS: u64 = 24 * 60 * 60 * 1_000;
@@ -188,6 +188,28 @@ impl Stranger {
         let authorization = self.authorization(world.name(), &method, path, &body);
         let router = world.server().router.clone();
         ask_with(router, method, path, Some(&authorization), body).await
+    }
+
+    /// Lets a user of its own join a room by way of `world`; gives the ID of the join, and the join and the
+    /// answer to it.
+    ///
+    /// # Panics
+    /// When it is not let in.
+    pub async fn join(
+        &self,
+        world: &World,
+        room_id: &str,
+        user_id: &str,
+        version: &RoomVersionId,
+    ) -> (String, Value, Value) {
+        let (room, user) = (segment(room_id), segment(user_id));
+        let make = format!("/_matrix/federation/v1/make_join/{room}/{user}?ver={version}");
+        let proposed = self.ask(world, Method::GET, &make, None).await.ok();
+        let (id, event) = self.sign_event(proposed["event"].clone(), version);
+        let send = format!("/_matrix/federation/v2/send_join/{room}/{}", segment(&id));
+        let body = Some(event.clone());
+        let answer = self.ask(world, Method::PUT, &send, body).await.ok();
+        (id, event, answer)
     }
 
     /// Sends a transaction with these PDUs and EDUs, under a new ID.

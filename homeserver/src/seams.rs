@@ -198,3 +198,14 @@ pub async fn heavy<T: Send + 'static>(
         },
     }
 }
+
+/// As [`heavy`], for work that borrows: the thread hands the other requests that it serves to another one first.
+///
+/// # Panics
+/// When `work` does.
+pub fn heavy_here<T>(inline: bool, work: impl FnOnce() -> T) -> T {
+    if inline {
+        return work();
+    }
+    tokio::task::block_in_place(work)
+}

@@ -474,10 +474,15 @@ async fn a_server_that_shares_a_room_for_the_first_time_is_told_to_look_up_the_l
     inbox.edu("m.device_list_update", |_| true).await;
     let third = Inbox::new(&network, "hs3");
     join_remote(&world, &room, "@carol:hs3").await;
+    // Who comes asks for what they need: nothing has changed.
+    alice.say(&room, "welcome").await;
+    third.text("welcome").await;
+    assert_eq!(edus(&third.arrived(), "m.device_list_update").len(), 0);
+    world.log_in("alice").await;
     let told = third.edu("m.device_list_update", |_| true).await;
     assert_eq!(told["user_id"], "@alice:hs1");
     assert_eq!(told.get("prev_id"), None, "nothing came before");
-    // A user who joins is told of, too.
+    // A user who joins is told of.
     let dave = world.register("dave").await;
     upload_keys(&dave).await;
     dave.join(&room).await.ok();

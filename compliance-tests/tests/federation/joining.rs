@@ -292,7 +292,31 @@ async fn an_invite_that_is_taken_back_is_gone() {
     let since = first["next_batch"].as_str().unwrap();
     let path = format!("/v3/sync?since={since}&timeout=20000");
     let sync = bob.get(&path).await.ok();
-    assert!(sync["rooms"]["leave"].get(&*room).is_some(), "{sync}");
+    let event = &sync["rooms"]["leave"][&room]["timeline"]["events"][0];
+    assert_eq!(event["content"]["membership"], "leave", "{sync}");
+    assert_eq!(event["sender"], "@alice:hs1");
     let sync = bob.sync(None, "").await;
     assert!(sync["rooms"].get("invite").is_none(), "{sync}");
+    assert!(sync["rooms"].get("leave").is_none(), "{sync}");
+    let with_left = "filter=%7B%22room%22%3A%7B%22include_leave%22%3Atrue%7D%7D";
+    let sync = bob.sync(None, with_left).await;
+    assert!(sync["rooms"]["leave"].get(&*room).is_some(), "{sync}");
+}
+
+#[tokio::test] // "Leaving Rooms (Rejecting Invites)"
+async fn an_invite_into_a_room_that_everybody_has_left_is_refused_all_the_same() {
+    let pair = Pair::new().await;
+    let (alice, bob) = (
+        pair.hs1.register("alice").await,
+        pair.hs2.register("bob").await,
+    );
+    let room = alice.public_room().await;
+    alice.invite(&room, "@bob:hs2").await.ok();
+    alice.leave(&room).await.ok();
+    let first = bob.sync(None, "").await;
+    bob.leave(&room).await.ok();
+    let since = first["next_batch"].as_str().unwrap();
+    let sync = bob.sync(Some(since), "").await;
+    let event = &sync["rooms"]["leave"][&room]["timeline"]["events"][0];
+    assert_eq!(event["sender"], "@bob:hs2", "{sync}");
 }

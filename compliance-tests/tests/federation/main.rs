@@ -14,6 +14,7 @@ mod inbox;
 mod joining;
 mod keys;
 mod media;
+mod policy;
 mod profiles;
 mod receiving;
 mod requests;

@@ -37,24 +37,8 @@ impl Room {
         let id = alice
             .create_room(json!({ "preset": "public_chat", "room_version": "11" }))
             .await;
-        let make = format!(
-            "/_matrix/federation/v1/make_join/{}/{}?ver=11",
-            segment(&id),
-            segment("@mallory:evil")
-        );
-        let proposed = stranger.ask(&world, Method::GET, &make, None).await.ok();
-        let event = proposed["event"].clone();
+        let (joined, event, answer) = stranger.join(&world, &id, "@mallory:evil", &VERSION).await;
         let depth = event["depth"].as_u64().unwrap();
-        let (joined, event) = stranger.sign_event(event, &VERSION);
-        let send = format!(
-            "/_matrix/federation/v2/send_join/{}/{}",
-            segment(&id),
-            segment(&joined)
-        );
-        let answer = stranger
-            .ask(&world, Method::PUT, &send, Some(event))
-            .await
-            .ok();
         let mut auth = vec![joined.clone()];
         for event in answer["state"].as_array().unwrap() {
             let kind = event["type"].as_str().unwrap();
@@ -100,7 +84,7 @@ impl Room {
 }
 
 /// The ID of an event, from its reference hash.
-fn id_of(event: &Value) -> String {
+pub(crate) fn id_of(event: &Value) -> String {
     let mut object: ruma::CanonicalJsonObject = serde_json::from_value(event.clone()).unwrap();
     object.remove("unsigned");
     let rules = VERSION.rules().unwrap();
@@ -268,4 +252,23 @@ async fn an_event_and_its_redaction_come_in_one_transaction() {
     room.transact(vec![event, redaction]).await;
     let path = format!("/v3/rooms/{}/event/{}", segment(&room.id), segment(&id));
     assert_eq!(room.alice.get(&path).await.ok()["content"], json!({}));
+}
+
+#[tokio::test] // Room version 3, "Handling redactions"
+async fn a_redaction_that_comes_first_empties_what_comes_after_it() {
+    let room = Room::new().await;
+    let (id, event) = room.message("@mallory:evil", "unsaid", &[&room.joined]);
+    let redaction = json!({
+        "type": "m.room.redaction", "room_id": room.id, "sender": "@mallory:evil",
+        "content": { "redacts": id }, "origin_server_ts": 1_800_000_000_001_u64, "depth": room.depth + 2,
+        "prev_events": [room.joined], "auth_events": room.auth,
+    });
+    let (_, redaction) = room.stranger.sign_event(redaction, &VERSION);
+    room.transact(vec![redaction]).await;
+    room.transact(vec![event]).await;
+    let path = format!("/v3/rooms/{}/event/{}", segment(&room.id), segment(&id));
+    let seen = room.alice.get(&path).await.ok();
+    assert_eq!(seen["content"], json!({}), "{seen}");
+    let because = &seen["unsigned"]["redacted_because"];
+    assert_eq!(because["sender"], "@mallory:evil", "{seen}");
 }

@@ -291,3 +291,76 @@ async fn history_that_the_room_keeps_from_who_joins_later_is_not_shown() {
     let text = page["chunk"].to_string();
     assert!(!text.contains("between us"), "{text}");
 }
+
+#[tokio::test] // Client-server API, "Room history visibility", `m.heroes`
+async fn what_the_room_was_before_this_server_came_counts_for_its_users() {
+    let network = Network::new();
+    let (hs1, hs2) = (network.server("hs1").await, network.server("hs2").await);
+    let (alice, bob) = (hs1.register("alice").await, hs2.register("bob").await);
+    let carol = hs2.register("carol").await;
+    let hidden = json!({ "history_visibility": "joined" });
+    let hidden = json!({ "type": "m.room.history_visibility", "state_key": "", "content": hidden });
+    let body = json!({ "preset": "public_chat", "name": "Tea", "initial_state": [hidden] });
+    let room = alice.create_room(body).await;
+    join_by(&bob, &room, "hs1").await;
+    alice.say(&room, "before she came").await;
+    until_said(&bob, &room, "before she came").await;
+    carol.join(&room).await.ok();
+    bob.say(&room, "after").await;
+    let sync = carol.sync(None, "").await;
+    let joined = &sync["rooms"]["join"][&room];
+    let events = joined["timeline"]["events"].as_array().unwrap();
+    let texts: Vec<_> = events
+        .iter()
+        .filter_map(|event| event["content"]["body"].as_str())
+        .collect();
+    assert_eq!(texts, ["after"]);
+    let summary = &joined["summary"];
+    assert!(
+        summary.get("m.heroes").is_none(),
+        "the room has a name: {summary}"
+    );
+}
+
+#[tokio::test]
+async fn state_from_before_the_join_is_redacted_too() {
+    let network = Network::new();
+    let (hs1, hs2) = (network.server("hs1").await, network.server("hs2").await);
+    let (alice, bob) = (hs1.register("alice").await, hs2.register("bob").await);
+    let room = alice.public_room().await;
+    let topic = json!({ "topic": "a secret" });
+    let set = alice.set_state(&room, "m.room.topic", "", topic).await.ok();
+    join_by(&bob, &room, "hs1").await;
+    let present = bob.state(&room, "m.room.topic", "").await.ok();
+    assert_eq!(present["topic"], "a secret");
+    let event = segment(set["event_id"].as_str().unwrap());
+    let redact = format!("/v3/rooms/{}/redact/{event}/1", segment(&room));
+    alice.put(&redact, json!({})).await.ok();
+    until(&bob, &room, |event| event["type"] == "m.room.redaction").await;
+    let left = bob.state(&room, "m.room.topic", "").await.ok();
+    assert_eq!(left, json!({}));
+}
+
+#[tokio::test] // "GET /_matrix/federation/v1/timestamp_to_event": a server that has not got it asks those that have
+async fn a_time_before_the_join_is_found_with_what_was_said_around_it() {
+    let network = Network::new();
+    let (hs1, hs2) = (network.server("hs1").await, network.server("hs2").await);
+    let (alice, bob) = (hs1.register("alice").await, hs2.register("bob").await);
+    let room = alice.public_room().await;
+    network.pass_ms(60_000);
+    let said = alice.say(&room, "a minute later").await;
+    let then = network.now_ms();
+    network.pass_ms(60_000);
+    join_by(&bob, &room, "hs1").await;
+    for (direction, ms) in [("f", then - 1_000), ("b", then + 1_000)] {
+        let path = format!(
+            "/v1/rooms/{}/timestamp_to_event?dir={direction}&ts={ms}",
+            segment(&room)
+        );
+        let found = bob.get(&path).await.ok();
+        assert_eq!(found["event_id"], said);
+    }
+    let path = format!("/v3/rooms/{}/context/{}", segment(&room), segment(&said));
+    let context = bob.get(&path).await.ok();
+    assert_eq!(context["event"]["content"]["body"], "a minute later");
+}

@@ -129,16 +129,18 @@ impl Pdu {
             None => return Err(Malformed::NoRoom),
         };
         let limits = [
-            ("type", fields.kind.to_string().len()),
-            (
-                "state_key",
-                fields.state_key.as_ref().map_or(0, |key| key.len()),
-            ),
-            ("sender", fields.sender.as_str().len()),
-            ("room_id", room_id.as_str().len()),
+            ("type", &*fields.kind.to_string()),
+            ("state_key", fields.state_key.as_deref().unwrap_or_default()),
+            ("sender", fields.sender.as_str()),
+            ("room_id", room_id.as_str()),
         ];
-        for (field, bytes) in limits {
-            if bytes > FIELD_BYTES_MAX {
+        for (field, text) in limits {
+            // Before version 11 servers counted characters, and rooms have events that rest on that.
+            let in_bytes = rules.redaction.content_field_redacts;
+            let too_long = text.len() > FIELD_BYTES_MAX
+                && (in_bytes || text.chars().count() > FIELD_BYTES_MAX);
+            if too_long {
+                let bytes = text.len();
                 return Err(Malformed::FieldTooLong { field, bytes });
             }
         }

@@ -49,7 +49,7 @@ fn an_event_of_65_536_bytes_passes_and_one_more_does_not() {
 }
 
 #[test] // Client-server API, "Size limits"
-fn a_type_of_255_bytes_passes_and_one_more_does_not() {
+fn a_type_of_255_bytes_passes_and_a_longer_one_does_not() {
     let of = |bytes| Draft {
         kind: "x".repeat(bytes),
         ..draft(&json!({}))
@@ -63,6 +63,14 @@ fn a_type_of_255_bytes_passes_and_one_more_does_not() {
             bytes: 256
         })
     ));
+    // In older rooms characters count, as they do for other servers.
+    let wide = |characters| Draft {
+        kind: "é".repeat(characters),
+        ..draft(&json!({}))
+    };
+    sign(wide(255), &RoomVersionId::V10).unwrap();
+    sign(wide(256), &RoomVersionId::V10).unwrap_err();
+    sign(wide(255), &RoomVersionId::V11).unwrap_err();
 }
 
 #[test] // Room version 6, "Canonical JSON"

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, ordmap::DiffItem};
 use ruma::{EventId, OwnedEventId};
 
 /// One entry that differs between two states.
@@ -112,22 +112,18 @@ impl StateMap {
                 state_key: key.clone(),
                 event_id: event_id.cloned(),
             };
-        for (kind, keys) in &self.kinds {
-            let before = earlier.kinds.get(kind).unwrap_or(&none);
-            if keys.ptr_eq(before) {
-                continue;
-            }
-            for (key, event_id) in keys {
-                if before.get(key) != Some(event_id) {
-                    changes.push(change(kind, key, Some(event_id)));
-                }
-            }
-        }
-        for (kind, before) in &earlier.kinds {
+        let gone = earlier.kinds.keys();
+        let gone = gone.filter(|kind| !self.kinds.contains_key(&***kind));
+        for kind in self.kinds.keys().chain(gone) {
             let keys = self.kinds.get(kind).unwrap_or(&none);
-            for key in before.keys().filter(|key| !keys.contains_key(&***key)) {
-                changes.push(change(kind, key, None));
-            }
+            let before = earlier.kinds.get(kind).unwrap_or(&none);
+            // What the two share is not looked at.
+            changes.extend(before.diff(keys).map(|item| match item {
+                DiffItem::Add(key, id) | DiffItem::Update { new: (key, id), .. } => {
+                    change(kind, key, Some(id))
+                }
+                DiffItem::Remove(key, _) => change(kind, key, None),
+            }));
         }
         changes
     }

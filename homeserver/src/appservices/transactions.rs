@@ -417,8 +417,8 @@ impl Teller {
                 .filter(|member| member.own && member.membership == Membership::Invite);
             let invited = invites_own.map(|member| &*member.user_id);
             let event = read::service_event(&app, event, invited, app.clock.now_ms())?;
-            transaction.bytes += event.as_ref().map_or(0, |event| event.get().len());
-            transaction.events.extend(event);
+            transaction.bytes += event.get().len();
+            transaction.events.push(event);
         }
         let Some(member) = concern.member.filter(|_| self.service.encryption) else {
             return Ok(());

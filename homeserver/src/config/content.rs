@@ -36,7 +36,7 @@ impl Default for Data {
         Self {
             directory: "./guildhall-data".into(),
             engine: Engine::Sled,
-            cache_mb: 64,
+            cache_mb: 24,
         }
     }
 }

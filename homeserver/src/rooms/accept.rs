@@ -1,4 +1,4 @@
-//! An event of another server takes its place in a room: checks 4 to 6, with the room's turn.
+//! An event of another server takes its place in a room: checks 4 to 7, with the room's turn.
 //!
 //! Nothing here asks the network. What is missing is named, to be fetched without the turn.
 //! Spec: server-server API, "Checks performed on receipt of a PDU".
@@ -16,9 +16,15 @@ use federation::{
     },
 };
 use ruma::{EventId, OwnedEventId, events::TimelineEventType};
-use store::{Commit, rooms::Standing};
+use store::{
+    Commit,
+    rooms::{Standing, TxnRef},
+};
 
-use super::turn::{Place, Turn, state_after};
+use super::{
+    policy::{self, Policy},
+    turn::{Place, Turn, state_after},
+};
 use crate::error::{ApiError, ApiResult};
 
 /// How many `prev_events` a live event has at most. Spec: room version 1, "Event format".
@@ -39,6 +45,8 @@ pub enum Outcome {
     Known,
     /// These must be known first: what it is built upon, or what allows it.
     Missing(Missing),
+    /// The room's policy server has not signed it, and is to be asked.
+    Unsigned(Policy),
 }
 
 /// What an event needs that is not known.
@@ -54,6 +62,7 @@ impl Turn {
     /// Gives an event its place, with checks 1 to 3 behind it.
     ///
     /// The state before it follows from its `prev_events`; of those that have no place here, from `fetched`.
+    /// `refused`: the room's policy server was asked, and did not sign.
     ///
     /// # Errors
     /// When the store cannot be read, or a state cannot be resolved.
@@ -62,6 +71,7 @@ impl Turn {
         commit: &mut Commit,
         pdu: &Arc<Pdu>,
         fetched: &StatesAfter,
+        refused: bool,
     ) -> ApiResult<Outcome> {
         if pdu.prev_events().len() > PREV_EVENTS_MAX || pdu.auth_events().len() > AUTH_EVENTS_MAX {
             return Err(ApiError::invalid_param(
@@ -88,7 +98,17 @@ impl Turn {
         let (Some(before), true) = (before, missing.auth_events.is_empty()) else {
             return Ok(Outcome::Missing(missing));
         };
-        let verdict = self.judge(pdu, &before);
+        let mut verdict = self.judge(pdu, &before);
+        if matches!(verdict, Verdict::Accepted)
+            && let Some(policy) = self.policy_for(pdu)?
+            && !policy::has_signed(&policy, pdu, self.rules)
+        {
+            if !refused {
+                return Ok(Outcome::Unsigned(policy));
+            }
+            let rule = "the room's policy server has not signed it".to_owned();
+            verdict = Verdict::SoftFailed(AuthRejection { rule });
+        }
         match &verdict {
             Verdict::Accepted => {
                 commit.delete_aside(pdu.event_id());
@@ -109,6 +129,35 @@ impl Turn {
             }
         }
         Ok(Outcome::Placed(verdict))
+    }
+
+    /// Adds an event of this server that was built some time ago: the room may have gone on since.
+    ///
+    /// # Errors
+    /// `M_FORBIDDEN` when the room does not allow it, or no longer.
+    pub async fn append_late(
+        &mut self,
+        commit: &mut Commit,
+        pdu: &Arc<Pdu>,
+        txn: Option<TxnRef>,
+    ) -> ApiResult<()> {
+        if self.head.extremities == pdu.prev_events() {
+            self.check(pdu)?;
+            return self.add(commit, pdu, txn, None).await;
+        }
+        let before = self.before(pdu)?;
+        match self.judge(pdu, &before) {
+            Verdict::Accepted => {
+                let place = Place {
+                    before,
+                    alone: false,
+                };
+                self.add(commit, pdu, txn, Some(place)).await
+            }
+            Verdict::SoftFailed(reason) | Verdict::Rejected(reason) => {
+                Err(ApiError::forbidden(reason.to_string()))
+            }
+        }
     }
 
     /// The state before an event whose `prev_events` are all known.
@@ -152,10 +201,7 @@ impl Turn {
     pub fn after_unplaced(&self, id: &EventId, before: StateMap) -> ApiResult<StateMap> {
         let pdu = self.pdu(id)?;
         let pdu = pdu.ok_or_else(|| ApiError::unknown("what allows the event is not known"))?;
-        let verdict = judge(&pdu, &self.rules.authorization, &before, &before, |id| {
-            self.pdu(id).ok().flatten()
-        });
-        match verdict {
+        match self.judge_upon(&pdu, &before, &before) {
             Verdict::Accepted if !pdu.is_rejected() => Ok(state_after(&before, &pdu)),
             _ => Ok(before),
         }
@@ -167,13 +213,15 @@ impl Turn {
             let rule = "an event of a room that exists is built upon others".to_owned();
             return Verdict::Rejected(AuthRejection { rule });
         }
-        judge(
-            pdu,
-            &self.rules.authorization,
-            before,
-            &self.head.state,
+        self.judge_upon(pdu, before, &self.head.state)
+    }
+
+    /// Whether the rules allow an event upon its auth events, upon the state before it, and upon another: the
+    /// current one, or once more that before it for what is history.
+    pub(super) fn judge_upon(&self, pdu: &Pdu, before: &StateMap, current: &StateMap) -> Verdict {
+        judge(pdu, &self.rules.authorization, before, current, |id| {
             // An event that cannot be read does not allow.
-            |id| self.pdu(id).ok().flatten(),
-        )
+            self.pdu(id).ok().flatten()
+        })
     }
 }

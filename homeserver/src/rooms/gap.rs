@@ -7,21 +7,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Bound,
     sync::Arc,
 };
 
 use federation::{event::Pdu, room::StateMap};
 use futures_util::{StreamExt as _, stream};
 use ruma::{
-    EventId, OwnedEventId, UInt,
+    CanonicalJsonObject, EventId, OwnedEventId, UInt,
     api::federation::{
         authorization::get_event_authorization,
         event::{get_event, get_missing_events, get_room_state, get_room_state_ids},
     },
 };
 use serde_json::value::RawValue;
-use store::kv::Direction;
 
 use super::{
     accept::{Missing, StatesAfter},
@@ -89,16 +87,17 @@ impl Filling<'_, '_> {
     /// Fetches and places the events between what is known and `pdu`.
     async fn between(&mut self, pdu: &Arc<Pdu>) -> ApiResult<()> {
         let receiving = &*self.receiving;
-        let view = receiving.app.store.room(receiving.room)?;
-        let earliest = view.map(|view| view.head.extremities.clone());
-        let oldest = self.oldest_depth()?;
+        let Some(view) = receiving.app.store.room(receiving.room)? else {
+            return Ok(());
+        };
+        let entered = view.head.entered_depth;
         let mut request = get_missing_events::v1::Request::new(
             receiving.room_id.to_owned(),
-            earliest.unwrap_or_default(),
+            view.head.extremities.clone(),
             vec![pdu.event_id().to_owned()],
         );
         request.limit = UInt::from(MISSING_EVENTS_MAX);
-        request.min_depth = UInt::new_saturating(oldest);
+        request.min_depth = UInt::new_saturating(entered);
         let answer = peers::ask(receiving.app, &receiving.origin, request).await;
         let mut raw = match answer {
             Ok(answer) => answer.events,
@@ -108,9 +107,15 @@ impl Filling<'_, '_> {
             }
         };
         raw.truncate(MISSING_EVENTS_MAX as usize);
+        let malformed =
+            |raw: &Box<RawValue>| serde_json::from_str::<CanonicalJsonObject>(raw.get()).is_err();
+        // Its ID cannot be told, so neither can what is built upon it: other servers take none of it either.
+        if raw.iter().any(malformed) {
+            return Err(unobtainable("a well-formed event before it"));
+        }
         let mut events = self.checked(&raw).await;
-        // What is older than what is known from before is history: `/messages` asks for it.
-        events.retain(|event| event.event_id() != pdu.event_id() && event.depth() >= oldest);
+        // What is older than this server's coming is history: `/messages` asks for it.
+        events.retain(|event| event.event_id() != pdu.event_id() && event.depth() >= entered);
         events.sort_by_key(|event| event.depth());
         for event in events {
             // One that cannot be placed leaves a gap, which is dealt with where something is built upon it.
@@ -119,18 +124,6 @@ impl Filling<'_, '_> {
             }
         }
         Ok(())
-    }
-
-    /// The depth of the oldest event in the timeline.
-    fn oldest_depth(&self) -> ApiResult<u64> {
-        let (receiving, mut depth) = (&*self.receiving, 0);
-        let orders = (Bound::Unbounded, Bound::Unbounded);
-        let store = &receiving.app.store;
-        store.walk_timeline(receiving.room, orders, Direction::Ascending, |event| {
-            depth = event.pdu.depth();
-            Ok(false)
-        })?;
-        Ok(depth)
     }
 
     /// Places an event, with the states asked for that it is built upon and that are not known.

@@ -21,7 +21,7 @@ use store::{Commit, rooms::Membership};
 use super::{
     Turn,
     accept::{Outcome, StatesAfter},
-    acl, foreign, members,
+    acl, foreign, members, policy,
     receive::is_resident,
     turn::Append,
 };
@@ -152,19 +152,28 @@ pub fn sign(
         .map_err(|error| ApiError::bad_json(error.to_string()))
 }
 
-/// Takes an event that was submitted into the room; the state before it.
+/// Takes an event that was submitted into the room; the state before it, and the event as it is now.
 ///
 /// # Errors
-/// `M_FORBIDDEN` when the room does not allow it.
+/// `M_FORBIDDEN` when the room does not allow it; what the room's policy server says against it.
 pub async fn admit(
     app: &App,
     origin: &ServerName,
     room_id: &RoomId,
-    pdu: &Arc<Pdu>,
-) -> ApiResult<StateMap> {
+    mut pdu: Arc<Pdu>,
+) -> ApiResult<(StateMap, Arc<Pdu>)> {
     let mut turn = hosted(app, room_id, origin).await?;
     let mut commit = Commit::new();
-    let outcome = turn.accept(&mut commit, pdu, &StatesAfter::new()).await?;
+    let states = StatesAfter::new();
+    let mut outcome = turn.accept(&mut commit, &pdu, &states, false).await?;
+    if let Outcome::Unsigned(policy) = &outcome {
+        let rules = turn.rules;
+        drop(turn);
+        pdu = Arc::new(policy::ask(app, policy, &pdu, rules).await?);
+        turn = hosted(app, room_id, origin).await?;
+        commit = Commit::new();
+        outcome = turn.accept(&mut commit, &pdu, &states, true).await?;
+    }
     match outcome {
         // The other servers in the room hear of it from here.
         Outcome::Placed(Verdict::Accepted) => sender::also(&mut commit, pdu.event_id()),
@@ -172,15 +181,15 @@ pub async fn admit(
         Outcome::Placed(Verdict::SoftFailed(reason) | Verdict::Rejected(reason)) => {
             return Err(ApiError::forbidden(reason.to_string()));
         }
-        Outcome::Missing(_) => {
+        Outcome::Missing(_) | Outcome::Unsigned(_) => {
             return Err(ApiError::forbidden(
                 "the event is built upon others than this server proposed",
             ));
         }
     }
-    let before = turn.before(pdu)?;
+    let before = turn.before(&pdu)?;
     turn.finish(commit).await?.flushed().await?;
-    Ok(before)
+    Ok((before, pdu))
 }
 
 /// An invite of a local user by another server, verified.

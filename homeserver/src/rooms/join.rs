@@ -39,8 +39,9 @@ use crate::{
 /// How many servers are asked, one after the other.
 const SERVERS_MAX: usize = 10;
 
-/// The servers to ask about a room, the likeliest first: those that the client names, the one that the user
-/// was invited by, those that were there. Without any, the server that made it, where the room's ID tells.
+/// The servers to ask about a room, the likeliest first: those that the client names, and the one that the user
+/// was invited by. Without any, those that were there when this server was; without those, the server that
+/// made it, where the room's ID tells.
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -55,8 +56,9 @@ pub fn candidates(
         if let Some(row) = outside::of(&app.store, caller.user, room)? {
             servers.extend(row.via);
         }
-        if let Some(view) = app.store.room(room)? {
-            // Who was there when this server was.
+        // Who was there when this server was. A client that names servers wants those.
+        let unnamed = servers.is_empty();
+        if let Some(view) = app.store.room(room)?.filter(|_| unnamed) {
             for (user, membership) in &view.head.members {
                 if servers.len() >= SERVERS_MAX {
                     break;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use federation::{event::Draft, room::auth::Verdict};
+use federation::event::Draft;
 use ruma::{
     OwnedEventId, OwnedUserId, RoomId, UserId,
     api::federation::membership::{RawStrippedState, create_invite},
@@ -15,11 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 use store::{Commit, keys::UserNum, rooms::Membership};
 
-use super::{
-    Turn,
-    accept::{Outcome, StatesAfter},
-    turn::Append,
-};
+use super::{Turn, policy, turn::Append};
 use crate::{
     error::{ApiError, ApiResult},
     http::Caller,
@@ -118,10 +114,15 @@ async fn invite_elsewhere(
     let invite = prepare(app, &turn, caller, change)?;
     let invite = invite.ok_or_else(|| ApiError::unknown("the user is invited already"))?;
     let pdu = turn.build(invite)?;
+    let policy = turn.policy_for(&pdu)?;
     let state = super::hosting::told_outside(app, &turn.head.state, &pdu)?;
     let (room_id, version, rules) = (turn.room_id.clone(), turn.head.version.clone(), turn.rules);
     // The network is not waited for with the turn.
     drop(turn);
+    let pdu = match policy {
+        Some(policy) => policy::ask(app, &policy, &pdu, rules).await?,
+        None => pdu,
+    };
     let event_id = pdu.event_id().to_owned();
     let raw = |json: &str| {
         RawValue::from_string(json.to_owned()).map_err(|error| ApiError::internal(&error))
@@ -150,18 +151,7 @@ async fn invite_elsewhere(
     })?;
     let mut turn = app.rooms.turn(app, &room_id).await?;
     let mut commit = Commit::new();
-    match turn
-        .accept(&mut commit, &signed, &StatesAfter::new())
-        .await?
-    {
-        Outcome::Placed(Verdict::SoftFailed(reason) | Verdict::Rejected(reason)) => {
-            return Err(ApiError::forbidden(reason.to_string()));
-        }
-        Outcome::Missing(_) => {
-            return Err(ApiError::unknown("the room went on without the invite"));
-        }
-        Outcome::Placed(Verdict::Accepted) | Outcome::Known => {}
-    }
+    turn.append_late(&mut commit, &signed, None).await?;
     turn.finish(commit).await?.flushed().await?;
     Ok(event_id)
 }

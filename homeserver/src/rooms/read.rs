@@ -303,9 +303,8 @@ pub fn state_content<T: serde::de::DeserializeOwned>(
     let Some(event_id) = state.get(kind, state_key) else {
         return Ok(None);
     };
-    Ok(store
-        .event(event_id)?
-        .and_then(|event| event.pdu.content_as()))
+    // Of a room that was joined by way of another server, most of the state has no place in the timeline.
+    Ok(store.pdu(event_id)?.and_then(|pdu| pdu.content_as()))
 }
 
 /// How events are to be written for a client.
@@ -392,7 +391,7 @@ pub fn client_event_alone(app: &App, seen: &Seen, format: &Format<'_>) -> ApiRes
 }
 
 /// An event as an application service gets it, which reads whole rooms and not for one user. With the
-/// invite of `invited`, the state that they are told of the room. `None`: the room is gone.
+/// invite of `invited`, the state that they are told of the room.
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -401,23 +400,10 @@ pub fn service_event(
     event: &Arc<TimelineEvent>,
     invited: Option<&UserId>,
     now_ms: u64,
-) -> ApiResult<Option<Box<RawValue>>> {
-    let Some(view) = app.store.room(event.room)? else {
-        return Ok(None);
-    };
-    // No user has the number 0.
-    let nobody = UserNum(0);
-    let sight = Sight {
-        view,
-        viewer: Viewer {
-            user: nobody,
-            user_id: event.pdu.sender().to_owned(),
-            row: None,
-        },
-    };
+) -> ApiResult<Box<RawValue>> {
     let invite_room_state = match invited {
         Some(invited) => {
-            let state = sight.state_at(&app.store, event.state_after)?;
+            let state = app.store.state(event.room, event.state_after)?;
             Some(stripped_state(app, &state, invited)?)
         }
         None => None,
@@ -428,14 +414,15 @@ pub fn service_event(
     };
     let format = Format {
         with_room_id: true,
-        reader: (nobody, None),
+        // No user has the number 0.
+        reader: (UserNum(0), None),
         now_ms,
     };
     let beside = Beside {
         invite_room_state,
         ..Beside::default()
     };
-    write_event(app, &seen, &format, beside).map(Some)
+    write_event(app, &seen, &format, beside)
 }
 
 /// What is written of an event that is not in it.

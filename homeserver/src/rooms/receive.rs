@@ -24,7 +24,7 @@ use super::{
     accept::{Missing, Outcome, StatesAfter},
     acl, foreign, gap,
     members::MemberContent,
-    outside,
+    outside, policy,
     turn::rules_of,
 };
 use crate::{error::ApiResult, server::App};
@@ -74,8 +74,14 @@ pub async fn receive(app: &App, origin: &ServerName, raw: Vec<Box<RawValue>>) ->
 /// # Errors
 /// When the store cannot be read.
 pub fn is_resident(app: &App, view: &RoomView) -> ApiResult<bool> {
+    let residents = &app.rooms.residents;
+    let known = residents.get(&view.room);
+    if known.is_some_and(|user| view.head.membership(user) == Membership::Join) {
+        return Ok(true);
+    }
     for (user, membership) in &view.head.members {
         if *membership == Membership::Join && app.is_local(&app.store.user_id(*user)?) {
+            residents.insert(view.room, *user);
             return Ok(true);
         }
     }
@@ -211,14 +217,31 @@ impl<'a> Receiving<'a> {
         pdu: &Arc<Pdu>,
         fetched: &StatesAfter,
     ) -> ApiResult<Option<Missing>> {
-        let mut turn = self.app.rooms.turn(self.app, self.room_id).await?;
-        let mut commit = Commit::new();
-        match turn.accept(&mut commit, pdu, fetched).await? {
-            Outcome::Known => Ok(None),
-            Outcome::Missing(missing) => Ok(Some(missing)),
-            Outcome::Placed(_) => {
-                self.pending.push(turn.finish(commit).await?);
-                Ok(None)
+        let mut pdu = pdu.clone();
+        let (mut asked, mut refused) = (false, false);
+        loop {
+            let mut turn = self.app.rooms.turn(self.app, self.room_id).await?;
+            let mut commit = Commit::new();
+            match turn.accept(&mut commit, &pdu, fetched, refused).await? {
+                Outcome::Known => return Ok(None),
+                Outcome::Missing(missing) => return Ok(Some(missing)),
+                Outcome::Placed(_) => {
+                    self.pending.push(turn.finish(commit).await?);
+                    return Ok(None);
+                }
+                // The room has another policy server than a moment ago.
+                Outcome::Unsigned(_) if asked => refused = true,
+                Outcome::Unsigned(policy) => {
+                    drop(turn);
+                    asked = true;
+                    match policy::ask(self.app, &policy, &pdu, self.rules).await {
+                        Ok(signed) => pdu = Arc::new(signed),
+                        Err(error) => {
+                            tracing::info!(event = %pdu.event_id(), reason = %error.message, "not signed");
+                            refused = true;
+                        }
+                    }
+                }
             }
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! Spec: client-server API, "Sending events to a room", "Redactions".
 
+use std::sync::Arc;
+
 use federation::event::{Draft, Pdu};
 use http::StatusCode;
 use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, RoomId, UserId};
@@ -11,7 +13,7 @@ use store::{
     rooms::{Membership, TxnRef},
 };
 
-use super::{Turn, relations::Relation, turn::Append};
+use super::{Turn, policy, relations::Relation, turn::Append};
 use crate::{
     error::{ApiError, ApiResult},
     http::Caller,
@@ -47,7 +49,8 @@ impl Outgoing {
 ///
 /// # Errors
 /// `M_FORBIDDEN` when the room does not allow it; `M_BAD_JSON`, `M_TOO_LARGE`, `M_DUPLICATE_ANNOTATION`
-/// or what [`super::rules::check`] says when it cannot be sent; `M_NOT_FOUND` when the room is not known.
+/// or what [`super::rules::check`] says when it cannot be sent; `M_NOT_FOUND` when the room is not known;
+/// what the room's policy server says against it.
 pub async fn send(
     app: &App,
     caller: &Caller,
@@ -87,10 +90,27 @@ pub async fn send(
         sender: caller.user_id.clone(),
         draft: outgoing.draft,
         origin_server_ts: outgoing.timestamp.unwrap_or_else(|| app.clock.now()),
-        txn,
+        txn: None,
     };
-    let pdu = turn.append(&mut commit, append).await?;
+    let pdu = turn.build(append)?;
     check_annotation(app, &turn, &pdu)?;
+    let policy = turn.policy_for(&pdu)?;
+    let mut pdu = Arc::new(pdu);
+    if let Some(policy) = policy {
+        let rules = turn.rules;
+        // The network is not waited for with the turn.
+        drop(turn);
+        pdu = Arc::new(policy::ask(app, &policy, &pdu, rules).await?);
+        turn = app.rooms.turn(app, room_id).await?;
+        if let Some(txn) = &txn
+            && let Some(event_id) = turn.sent_before(txn).await?
+        {
+            return Ok(event_id);
+        }
+        turn.append_late(&mut commit, &pdu, txn).await?;
+    } else {
+        turn.add(&mut commit, &pdu, txn, None).await?;
+    }
     let pending = turn.finish(commit).await?;
     let queued = app.clock.instant();
     app.metrics.stage(Stage::Decide, queued - began);

@@ -27,17 +27,22 @@ use serde::Deserialize;
 use store::{
     Commit, EntryIndex, Pending, Store,
     keys::{Keyspace, Packed, Position, RoomNum, StateId, UserNum},
-    rooms::{AsideEvent, Membership, MembershipRow, NewEvent, Rewrite, RoomHead, Standing, TxnRef},
+    rooms::{AsideEvent, Membership, MembershipRow, NewEvent, RoomHead, Standing, TxnRef},
 };
 use tokio::sync::OwnedMutexGuard;
 
+use super::policy;
 use crate::{
     error::{ApiError, ApiResult},
+    seams::heavy_here,
     server::App,
 };
 
 /// The deepest that an event may be. Spec: server-server API, "PDUs": an integer of canonical JSON.
 const DEPTH_MAX: u64 = (1 << 53) - 1;
+
+/// Of how many rooms it is remembered that a user of this server is there.
+const RESIDENTS_CACHED_MAX: usize = 8_192;
 
 /// How many events a room has that nothing is built upon, at most; the oldest are given up beyond that.
 ///
@@ -56,6 +61,8 @@ pub struct Rooms {
     slots: Mutex<BTreeMap<RoomNum, Arc<tokio::sync::Mutex<Slot>>>>,
     /// Held while events of other servers are received, what they need fetched included.
     receiving: Mutex<BTreeMap<RoomNum, Arc<tokio::sync::Mutex<()>>>>,
+    /// A user of this server who was joined to the room when somebody asked last.
+    pub(super) residents: quick_cache::sync::Cache<RoomNum, UserNum>,
 }
 
 /// What the next turn of a room begins with.
@@ -93,6 +100,7 @@ impl Rooms {
             aliases: Arc::default(),
             slots: Mutex::default(),
             receiving: Mutex::default(),
+            residents: quick_cache::sync::Cache::new(RESIDENTS_CACHED_MAX),
         }
     }
 
@@ -207,7 +215,7 @@ pub fn rules_of(version: &RoomVersionId) -> ApiResult<&'static RoomVersionRules>
 /// The right to change a room. Dropping it without [`Turn::finish`] changes nothing.
 #[derive(Debug)]
 pub struct Turn {
-    app: App,
+    pub(super) app: App,
     /// The room's short number.
     pub room: RoomNum,
     /// The room's ID.
@@ -358,6 +366,15 @@ impl Turn {
         Ok(row.and_then(|row| String::from_utf8(row).ok()?.try_into().ok()))
     }
 
+    /// Waits until an event is published, if it is queued.
+    pub(super) async fn settled(&self, event_id: &EventId) {
+        let queued = self.slot.unpublished.iter().rev();
+        let mut queued = queued.filter(|event| event.placed.pdu.event_id() == event_id);
+        if let Some(event) = queued.next() {
+            self.published(&event.alive).await;
+        }
+    }
+
     /// Waits until a queued event is published.
     async fn published(&self, alive: &Weak<()>) {
         loop {
@@ -373,10 +390,14 @@ impl Turn {
     ///
     /// # Errors
     /// `M_FORBIDDEN` when the room does not allow it, `M_BAD_JSON` or `M_TOO_LARGE` when it cannot
-    /// be an event.
+    /// be an event; what the room's policy server says against it.
     pub async fn append(&mut self, commit: &mut Commit, mut append: Append) -> ApiResult<Arc<Pdu>> {
         let txn = append.txn.take();
-        let pdu = Arc::new(self.build(append)?);
+        let mut pdu = self.build(append)?;
+        if let Some(policy) = self.policy_for(&pdu)? {
+            pdu = policy::ask(&self.app, &policy, &pdu, self.rules).await?;
+        }
+        let pdu = Arc::new(pdu);
         self.add(commit, &pdu, txn, None).await?;
         Ok(pdu)
     }
@@ -414,7 +435,8 @@ impl Turn {
         Ok(pdu)
     }
 
-    fn check(&self, pdu: &Pdu) -> ApiResult<()> {
+    /// Whether the room allows an event upon its head.
+    pub(super) fn check(&self, pdu: &Pdu) -> ApiResult<()> {
         // Neither closure can fail the request: an event that cannot be read does not allow.
         if *pdu.kind() == TimelineEventType::RoomCreate {
             allowed_by_auth_events(pdu, &self.rules.authorization, |id| {
@@ -438,7 +460,13 @@ impl Turn {
         txn: Option<TxnRef>,
         place: Option<Place>,
     ) -> ApiResult<()> {
-        let rewrite = self.what_it_empties(pdu).await?;
+        let rewrite = self.empty(commit, pdu).await?;
+        // What this server says itself is new, and nobody can have redacted it.
+        let (redacted_by, pdu) = match &place {
+            Some(_) => self.emptied_before(pdu)?,
+            None => (None, pdu.clone()),
+        };
+        let pdu = &pdu;
         let Step {
             state_before,
             after,
@@ -467,6 +495,7 @@ impl Turn {
             changes,
             txn: txn.clone(),
             rewrite,
+            redacted_by,
         });
         for (key, row) in members {
             commit.put_raw_at(entry, key, row.pack());
@@ -523,6 +552,7 @@ impl Turn {
         let extremities = &mut self.head.extremities;
         if place.alone {
             extremities.clear();
+            self.head.entered_depth = pdu.depth();
         }
         extremities.retain(|id| !pdu.prev_events().contains(id));
         extremities.push(pdu.event_id().to_owned());
@@ -572,12 +602,23 @@ impl Turn {
         states: &[StateMap],
         new: Option<&Arc<Pdu>>,
     ) -> ApiResult<StateMap> {
-        resolve(self.rules, states, |id| match new {
-            Some(pdu) if pdu.event_id() == id => Some(pdu.clone()),
-            // An event that cannot be read counts as one that is not known.
-            _ => self.pdu(id).ok().flatten(),
-        })
-        .map_err(|error| ApiError::internal(&error))
+        let resolved = || {
+            resolve(self.rules, states, |id| match new {
+                Some(pdu) if pdu.event_id() == id => Some(pdu.clone()),
+                // An event that cannot be read counts as one that is not known.
+                _ => self.pdu(id).ok().flatten(),
+            })
+        };
+        let differ = states.split_first().is_some_and(|(first, others)| {
+            let mut others = others.iter();
+            others.any(|other| !other.changes_since(first).is_empty())
+        });
+        let resolved = if differ {
+            heavy_here(self.app.seams.inline, resolved)
+        } else {
+            resolved()
+        };
+        resolved.map_err(|error| ApiError::internal(&error))
     }
 
     /// Notes an event that got its place in this turn otherwise.
@@ -683,43 +724,6 @@ impl Turn {
             Packed::key(Keyspace::USER_ROOM).user(user).room(self.room),
             row,
         )))
-    }
-
-    /// What a redaction empties: an event of this room whose sender, or someone with the power to
-    /// redact, asked for it.
-    ///
-    /// Spec: room versions 3 and later, "Handling redactions".
-    async fn what_it_empties(&self, pdu: &Pdu) -> ApiResult<Option<Rewrite>> {
-        let Some(target) = pdu.redacts() else {
-            return Ok(None);
-        };
-        // Another server sends an event and its redaction in one breath.
-        let queued = self.slot.unpublished.iter();
-        let queued = queued
-            .rev()
-            .find(|event| event.placed.pdu.event_id() == target);
-        if let Some(event) = queued {
-            self.published(&event.alive).await;
-        }
-        let Some(target) = self.app.store.event(target)? else {
-            return Ok(None);
-        };
-        if target.room != self.room || target.redacted_by.is_some() {
-            return Ok(None);
-        }
-        let same_server = target.pdu.sender().server_name() == pdu.sender().server_name();
-        if !same_server && !self.powers()?.can_redact(pdu.sender()) {
-            return Ok(None);
-        }
-        let left = target
-            .pdu
-            .redacted(self.rules)
-            .map_err(|error| ApiError::internal(&error))?;
-        Ok(Some(Rewrite {
-            pdu: Arc::new(left),
-            because: pdu.event_id().to_owned(),
-            target,
-        }))
     }
 
     fn note_relation(&self, commit: &mut Commit, entry: EntryIndex, pdu: &Pdu) {

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use federation::room::visibility::entitled;
 use ruma::{OwnedRoomId, RoomId, UserId};
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
@@ -545,24 +546,23 @@ impl<'a> Syncing<'a> {
         Ok(changed.iter().any(|receipt| receipt.user == user))
     }
 
+    /// Whether a room that the caller left is told of: when that is new, or when asked for; but not again what
+    /// was forgotten.
+    fn wants_left(&self, row: &MembershipRow, changed: bool) -> bool {
+        let asked = self.request.filter.room.include_leave && !row.forgotten;
+        match self.since() {
+            None => asked,
+            Some(_) => changed || (self.request.full_state && asked),
+        }
+    }
+
     fn left(
         &self,
         sight: &Sight,
         row: &MembershipRow,
         changed: bool,
     ) -> ApiResult<Option<JoinedRoom>> {
-        let wanted = match self.since() {
-            // An initial sync tells of left rooms only when asked; never of one's own leaving that
-            // was forgotten.
-            None => self.request.filter.room.include_leave && !row.forgotten,
-            Some(_) => {
-                changed
-                    || (self.request.full_state
-                        && self.request.filter.room.include_leave
-                        && !row.forgotten)
-            }
-        };
-        if !wanted {
+        if !self.wants_left(row, changed) {
             return Ok(None);
         }
         let update = room::update(self.app, sight, &self.ask())?;
@@ -584,8 +584,16 @@ impl<'a> Syncing<'a> {
             Membership::Invite | Membership::Knock if changed || self.request.full_state => {
                 self.outside(rooms, (room, &room_id), None, row)
             }
-            Membership::Leave | Membership::Ban if changed && self.since().is_some() => {
-                rooms.leave.insert(room_id, JoinedRoom::default());
+            Membership::Leave | Membership::Ban if self.wants_left(row, changed) => {
+                let mut left = JoinedRoom::default();
+                if let Some(event) = self.app.store.state_event(&row.event_id)? {
+                    let membership = row.membership;
+                    let event = entitled(event);
+                    let seen = Seen { event, membership };
+                    let event = client_event_alone(self.app, &seen, &self.format)?;
+                    left.timeline.events.push(event);
+                }
+                rooms.leave.insert(room_id, left);
                 Ok(())
             }
             _ => Ok(()),

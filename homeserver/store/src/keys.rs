@@ -80,7 +80,7 @@ keyspaces! {
     THREAD = 0x17;
     /// user, device, path and txn ID hashed → event ID.
     TXN = 0x18;
-    /// room, order of the redacted event → event ID of the redaction.
+    /// room, event hash of the target, event hash of a redaction that came before it → event ID of the redaction.
     REDACTED = 0x19;
     /// alias → `AliasRow`.
     ALIAS = 0x1a;

@@ -174,7 +174,7 @@ pub struct CacheSizes {
 impl Default for CacheSizes {
     fn default() -> Self {
         Self {
-            events_bytes: 24 << 20,
+            events_bytes: 16 << 20,
             asides_bytes: 16 << 20,
             rooms_bytes: 32 << 20,
         }

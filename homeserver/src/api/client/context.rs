@@ -17,7 +17,10 @@ use super::{
 use crate::{
     error::{ApiError, ApiResult},
     http::{Guest, RawRequest, Routes},
-    rooms::read::{Format, Seen, Sight, client_event},
+    rooms::{
+        backfill,
+        read::{Format, Seen, Sight, client_event},
+    },
     server::App,
     sync::{Token, filter::EventFilter, room::state_events},
 };
@@ -167,6 +170,24 @@ async fn timestamp_to_event(
         Some("b") => Direction::Descending,
         _ => return Err(ApiError::invalid_param("`dir` is either f or b")),
     };
+    backfill::towards(&app, &sight.view, timestamp, direction).await?;
+    let seen = nearest(&app, &sight, timestamp, direction)?;
+    let seen = seen.ok_or_else(|| {
+        ApiError::not_found("there is no event in that direction that you may see")
+    })?;
+    Ok(json!({
+        "event_id": seen.event.pdu.event_id(),
+        "origin_server_ts": seen.event.pdu.origin_server_ts(),
+    }))
+}
+
+/// The event nearest to a time, in milliseconds since the epoch, that the viewer may see.
+fn nearest(
+    app: &App,
+    sight: &Sight,
+    timestamp: u64,
+    direction: Direction,
+) -> ApiResult<Option<Seen>> {
     let mut found = None;
     let mut failed = None;
     let mut looked = 0;
@@ -174,20 +195,14 @@ async fn timestamp_to_event(
         .order_near_time(sight.view.room, timestamp, direction, |order| {
             looked += 1;
             let event = app.store.event_at(sight.view.room, order)?;
-            match event.map(|event| sight.look(&app, event)).transpose() {
+            match event.map(|event| sight.look(app, event)).transpose() {
                 Ok(seen) => found = seen.flatten(),
                 Err(error) => failed = Some(error),
             }
             Ok(found.is_some() || failed.is_some() || looked == NEAR_EVENTS_MAX)
         })?;
-    if let Some(error) = failed {
-        return Err(error);
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(found),
     }
-    let seen: Seen = found.ok_or_else(|| {
-        ApiError::not_found("there is no event in that direction that you may see")
-    })?;
-    Ok(json!({
-        "event_id": seen.event.pdu.event_id(),
-        "origin_server_ts": seen.event.pdu.origin_server_ts(),
-    }))
 }

@@ -3,7 +3,7 @@
 //! Spec: server-server API, "Joining Rooms", "Knocking upon a room", "Leaving Rooms (Rejecting Invites)",
 //! "Inviting to a room".
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use federation::event::Pdu;
 use http::StatusCode;
@@ -92,18 +92,23 @@ async fn send_join(
     let place = (&*request.room_id, &*request.event_id);
     let pdu = hosting::submitted(&app, &origin.name, place, "join", &request.pdu, rules).await?;
     let pdu = Arc::new(pdu);
-    let before = hosting::admit(&app, &origin.name, &request.room_id, &pdu).await?;
+    let (before, pdu) = hosting::admit(&app, &origin.name, &request.room_id, pdu).await?;
     let (_, view) = known_room(&app, &request.room_id)?;
     let mut state = Vec::with_capacity(before.len());
     for (_, _, event_id) in before.iter() {
         state.extend(chains::known(&app, &view, event_id)?);
     }
-    let resting = state.iter().chain([&pdu]).map(|pdu| &**pdu);
-    let chain = chains::auth_chain(&app, &view, resting)?;
     let mut room_state = create_join_event::v2::RoomState::new();
     if request.omit_members {
         room_state.members_omitted = true;
         room_state.servers_in_room = Some(hosting::omit_members(&mut state, &pdu));
+    }
+    let resting = state.iter().chain([&pdu]).map(|pdu| &**pdu);
+    let mut chain = chains::auth_chain(&app, &view, resting)?;
+    if request.omit_members {
+        // What the state tells is not told twice.
+        let told: BTreeSet<_> = state.iter().map(|pdu| pdu.event_id()).collect();
+        chain.retain(|pdu| !told.contains(pdu.event_id()));
     }
     room_state.state = state.iter().map(|pdu| raw(pdu)).collect::<ApiResult<_>>()?;
     room_state.auth_chain = chain.iter().map(|pdu| raw(pdu)).collect::<ApiResult<_>>()?;
@@ -138,7 +143,7 @@ async fn send_knock(
     let place = (&*request.room_id, &*request.event_id);
     let pdu = hosting::submitted(&app, &origin.name, place, "knock", &request.pdu, rules).await?;
     let pdu = Arc::new(pdu);
-    let before = hosting::admit(&app, &origin.name, &request.room_id, &pdu).await?;
+    let (before, pdu) = hosting::admit(&app, &origin.name, &request.room_id, pdu).await?;
     let state = hosting::told_outside(&app, &before, &pdu)?;
     let state = state.into_iter().map(RawStrippedState::Pdu).collect();
     Ok(create_knock_event::v1::Response::new(state))
@@ -166,7 +171,7 @@ async fn send_leave(
     drop(turn);
     let place = (&*request.room_id, &*request.event_id);
     let pdu = hosting::submitted(&app, &origin.name, place, "leave", &request.pdu, rules).await?;
-    hosting::admit(&app, &origin.name, &request.room_id, &Arc::new(pdu)).await?;
+    hosting::admit(&app, &origin.name, &request.room_id, Arc::new(pdu)).await?;
     Ok(create_leave_event::v2::Response::new())
 }
 

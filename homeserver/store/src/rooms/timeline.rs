@@ -95,6 +95,8 @@ pub struct NewEvent {
     pub txn: Option<TxnRef>,
     /// What it empties.
     pub rewrite: Option<Rewrite>,
+    /// The redaction that came before it and emptied it.
+    pub redacted_by: Option<OwnedEventId>,
 }
 
 /// An event that is written, with what its publication changes.
@@ -167,7 +169,7 @@ impl NewEvent {
             state_before: self.state_before,
             state_after: self.state_after,
             replaces: self.replaces,
-            redacted_by: None,
+            redacted_by: self.redacted_by,
             txn: self.txn,
             pdu: self.pdu,
         };

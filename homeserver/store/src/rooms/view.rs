@@ -147,6 +147,9 @@ pub struct RoomHead {
     pub extremities: Vec<OwnedEventId>,
     /// The deepest of them.
     pub depth: u64,
+    /// How deep the join is by which this server came into the room last; 0 in a room that was made here. What
+    /// is less deep is history.
+    pub entered_depth: u64,
     /// Who is or was in the room.
     pub members: OrdMap<UserNum, Membership>,
     /// How many are joined.
@@ -166,6 +169,8 @@ struct RoomRow {
     version: RoomVersionId,
     extremities: Vec<OwnedEventId>,
     depth: u64,
+    #[serde(default)]
+    entered_depth: u64,
     state_id: StateId,
 }
 
@@ -178,6 +183,7 @@ impl RoomHead {
             state_id: StateId(0),
             extremities: Vec::new(),
             depth: 0,
+            entered_depth: 0,
             members: OrdMap::new(),
             joined_count: 0,
             invited_count: 0,
@@ -272,6 +278,7 @@ impl RoomHead {
             version: self.version.clone(),
             extremities: self.extremities.clone(),
             depth: self.depth,
+            entered_depth: self.entered_depth,
             state_id: self.state_id,
         })
         .expect("strings and numbers always serialise");
@@ -558,6 +565,7 @@ impl Store {
             state_id: row.state_id,
             extremities: row.extremities,
             depth: row.depth,
+            entered_depth: row.entered_depth,
             members,
             joined_count,
             invited_count,

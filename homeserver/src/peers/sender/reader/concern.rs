@@ -25,9 +25,18 @@ use crate::{
     server::App,
 };
 
-/// How many local members of a room a server that comes into it is told the devices of. Of the others it asks
-/// when it needs them; the specification wants it to be told only of those who join later.
+/// How many local members of a room a server that comes into it is told of.
 const MEMBERS_TOLD_MAX: usize = 100;
+
+/// Who came to share a room with whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meeting {
+    /// Local users joined a room that the servers are in.
+    Joined,
+    /// The server came into a room that the users are in: it asks for their devices when it needs them. Only
+    /// what it may still have from before has to be set right.
+    Arrived,
+}
 
 impl Reader {
     /// What has to be sent because of an entry of the log.
@@ -62,7 +71,7 @@ impl Reader {
 
     async fn event(&mut self, position: Position, event: &Arc<TimelineEvent>) -> ApiResult<()> {
         let app = self.app.clone();
-        if app.is_local(event.pdu.sender()) {
+        if app.is_local(event.pdu.sender()) && !is_told_elsewhere(&app, event)? {
             let before = position.saturating_sub(1);
             let mut to = moments::others(&app, &mut self.servers, event.room, before)?;
             to.extend(target(&app, event));
@@ -71,13 +80,13 @@ impl Reader {
         let moved = self.servers.apply(&app, event)?;
         for user in moved.joined {
             let to = moments::others(&app, &mut self.servers, event.room, position)?;
-            self.meet(&to, [user])?;
+            self.meet(Meeting::Joined, &to, [user])?;
         }
         for server in moved.arrived {
             let members = self.servers.at(&app, event.room, position)?;
             let local = members.get(app.server_name()).into_iter().flatten();
             let local: Vec<UserNum> = local.copied().take(MEMBERS_TOLD_MAX).collect();
-            self.meet(&BTreeSet::from([server]), local)?;
+            self.meet(Meeting::Arrived, &BTreeSet::from([server]), local)?;
         }
         for user in moved.left {
             remote::left(&app, user).await?;
@@ -115,8 +124,11 @@ impl Reader {
     }
 
     /// Local users share a room with servers that they may not have shared one with before.
+    ///
+    /// Spec: server-server API, "Device Management".
     fn meet(
         &mut self,
+        meeting: Meeting,
         servers: &BTreeSet<OwnedServerName>,
         users: impl IntoIterator<Item = UserNum>,
     ) -> ApiResult<()> {
@@ -124,7 +136,8 @@ impl Reader {
         for user in users {
             for server in servers {
                 let told = rows::told(server, user);
-                if self.unwritten.get(&app.store, told)?.is_none() {
+                let was_told = self.unwritten.get(&app.store, told)?.is_some();
+                if was_told == (meeting == Meeting::Arrived) {
                     self.owe_devices(server, user)?;
                 }
             }
@@ -142,6 +155,23 @@ impl Reader {
         self.unwritten.put(rows::user(server, user), Packed::new());
         self.tell(server, Input::Kept)
     }
+}
+
+/// Whether an event is a join by way of another server, which tells all others of it: it is built upon what
+/// has no place here.
+///
+/// Spec: server-server API, "Joining Rooms".
+fn is_told_elsewhere(app: &App, event: &TimelineEvent) -> ApiResult<bool> {
+    let pdu = &event.pdu;
+    if *pdu.kind() != TimelineEventType::RoomMember || pdu.prev_events().is_empty() {
+        return Ok(false);
+    }
+    for id in pdu.prev_events() {
+        if app.store.event(id)?.is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The server of whoever is invited, kicked, banned or let go: it may have nobody in the room.
