@@ -260,3 +260,38 @@ async fn a_server_cannot_give_keys_of_users_or_devices_that_it_was_not_asked_abo
     assert_eq!(of_eve.keys().collect::<Vec<_>>(), ["A"]);
     assert_eq!(found["master_keys"], json!({}));
 }
+
+#[tokio::test]
+async fn the_name_of_another_servers_device_is_seen_when_it_changes() {
+    let network = Network::new();
+    let names = |config: &mut homeserver::config::Config| {
+        config.federation.share_device_names = true;
+    };
+    let hs1 = network.server_with("hs1", names).await;
+    let hs2 = network.server("hs2").await;
+    let (alice, bob) = (hs1.register("alice").await, hs2.register("bob").await);
+    let room = alice.public_room().await;
+    let join = format!("/v3/join/{}?server_name=hs1", segment(&room));
+    bob.post(&join, json!({})).await.ok();
+    let mut since = bob.sync(None, "").await["next_batch"].clone();
+    let query = json!({ "device_keys": { &alice.user_id: [] } });
+    upload(&alice).await;
+    for name in [None, Some("Phone"), Some("Tablet")] {
+        if let Some(name) = name {
+            let path = format!("/v3/devices/{}", alice.device_id);
+            alice.put(&path, json!({ "display_name": name })).await.ok();
+        }
+        let path = format!("/v3/sync?timeout=20000&since={}", since.as_str().unwrap());
+        let sync = bob.get(&path).await.ok();
+        assert_eq!(
+            sync["device_lists"]["changed"],
+            json!([alice.user_id]),
+            "{sync}"
+        );
+        since = sync["next_batch"].clone();
+        let found = bob.post("/v3/keys/query", query.clone()).await.ok();
+        let device = &found["device_keys"][&alice.user_id][&alice.device_id];
+        let shown = device["unsigned"].get("device_display_name");
+        assert_eq!(shown.and_then(Value::as_str), name, "{found}");
+    }
+}

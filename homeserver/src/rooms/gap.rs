@@ -1,8 +1,9 @@
 //! What an event of another server needs and this one does not know: fetched, within bounds.
 //!
-//! Events between what is known and the new one come by `get_missing_events`. Where those end in a gap still,
-//! the states after what the oldest are built upon are asked for; what these are themselves is history then, and
-//! gets no place. Everything is asked of the server that sent the event.
+//! Events between what is known and the new one come by `get_missing_events`; an event whose server does not tell what
+//! it is built upon is dropped. Where those end in a gap still, the states after what the oldest are built upon are
+//! asked for; what these are themselves is history then, and gets no place. Everything is asked of the server that
+//! sent the event.
 //! Spec: server-server API, "Backfilling and retrieving missing events", "Retrieving events".
 
 use std::{
@@ -57,7 +58,13 @@ pub(super) async fn fill(
         states: 0,
     };
     if !missing.prev_events.is_empty() {
-        filling.between(pdu).await?;
+        let history = filling.between(pdu).await?;
+        for id in &missing.prev_events {
+            // Who sends an event has what it is built upon, and could make up a state for it.
+            if !history.contains(id) && !filling.is_placed(id)? {
+                return Err(unobtainable("what it is built upon"));
+            }
+        }
     }
     filling.settle(pdu).await
 }
@@ -84,11 +91,12 @@ struct Filling<'a, 'b> {
 }
 
 impl Filling<'_, '_> {
-    /// Fetches and places the events between what is known and `pdu`.
-    async fn between(&mut self, pdu: &Arc<Pdu>) -> ApiResult<()> {
+    /// Fetches and places the events between what is known and `pdu`; those that are history, and get no place.
+    async fn between(&mut self, pdu: &Arc<Pdu>) -> ApiResult<BTreeSet<OwnedEventId>> {
         let receiving = &*self.receiving;
+        let mut history = BTreeSet::new();
         let Some(view) = receiving.app.store.room(receiving.room)? else {
-            return Ok(());
+            return Ok(history);
         };
         let entered = view.head.entered_depth;
         let mut request = get_missing_events::v1::Request::new(
@@ -97,25 +105,26 @@ impl Filling<'_, '_> {
             vec![pdu.event_id().to_owned()],
         );
         request.limit = UInt::from(MISSING_EVENTS_MAX);
-        request.min_depth = UInt::new_saturating(entered);
+        // Without the least depth that is wanted: what an event is built upon is to be told even where it is history.
         let answer = peers::ask(receiving.app, &receiving.origin, request).await;
         let mut raw = match answer {
             Ok(answer) => answer.events,
             Err(error) => {
                 tracing::info!(%error, "missing events could not be had");
-                return Ok(());
+                return Ok(history);
             }
         };
         raw.truncate(MISSING_EVENTS_MAX as usize);
-        let malformed =
-            |raw: &Box<RawValue>| serde_json::from_str::<CanonicalJsonObject>(raw.get()).is_err();
+        let parsed = |raw: &RawValue| serde_json::from_str::<CanonicalJsonObject>(raw.get());
         // Its ID cannot be told, so neither can what is built upon it: other servers take none of it either.
-        if raw.iter().any(malformed) {
+        if raw.iter().any(|raw| parsed(raw).is_err()) {
             return Err(unobtainable("a well-formed event before it"));
         }
         let mut events = self.checked(&raw).await;
+        events.retain(|event| event.event_id() != pdu.event_id());
         // What is older than this server's coming is history: `/messages` asks for it.
-        events.retain(|event| event.event_id() != pdu.event_id() && event.depth() >= entered);
+        let older = events.extract_if(.., |event| event.depth() < entered);
+        history.extend(older.map(|event| event.event_id().to_owned()));
         events.sort_by_key(|event| event.depth());
         for event in events {
             // One that cannot be placed leaves a gap, which is dealt with where something is built upon it.
@@ -123,7 +132,15 @@ impl Filling<'_, '_> {
                 tracing::info!(event = %event.event_id(), reason = %error.message, "left out");
             }
         }
-        Ok(())
+        self.receiving.flushed().await?;
+        Ok(history)
+    }
+
+    /// Whether an event has a known state after it by now.
+    fn is_placed(&self, id: &EventId) -> ApiResult<bool> {
+        let store = &self.receiving.app.store;
+        let aside = || store.aside(id);
+        Ok(store.event(id)?.is_some() || aside()?.is_some_and(|event| event.state_after.is_some()))
     }
 
     /// Places an event, with the states asked for that it is built upon and that are not known.

@@ -51,7 +51,8 @@ pub fn candidates(
     room_id: &RoomId,
     via: &[OwnedServerName],
 ) -> ApiResult<Vec<OwnedServerName>> {
-    let mut servers = via.to_vec();
+    let others = via.iter().filter(|server| *server != app.server_name());
+    let mut servers: Vec<OwnedServerName> = others.cloned().collect();
     if let Some(room) = app.store.find_room(room_id)? {
         if let Some(row) = outside::of(&app.store, caller.user, room)? {
             servers.extend(row.via);

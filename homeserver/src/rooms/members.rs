@@ -13,7 +13,11 @@ use ruma::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
-use store::{Commit, keys::UserNum, rooms::Membership};
+use store::{
+    Commit,
+    keys::{RoomNum, UserNum},
+    rooms::Membership,
+};
 
 use super::{Turn, policy, turn::Append};
 use crate::{
@@ -283,8 +287,8 @@ fn add_profile(app: &App, target: &UserId, content: &mut Map<String, Value>) -> 
 /// join rule names, and a joined local user has the power to invite.
 ///
 /// # Errors
-/// `M_FORBIDDEN` when the target meets none of the conditions, `M_UNABLE_TO_GRANT_JOIN` when nobody
-/// here has the power to let them in.
+/// `M_FORBIDDEN` when the target meets none of the conditions, `M_UNABLE_TO_AUTHORISE_JOIN` when they may meet
+/// one that this server cannot tell, `M_UNABLE_TO_GRANT_JOIN` when nobody here has the power to let them in.
 pub fn authoriser(app: &App, turn: &Turn, target: &UserId) -> ApiResult<Option<OwnedUserId>> {
     let Some(rules) = turn.state_event("m.room.join_rules", "")? else {
         return Ok(None);
@@ -296,12 +300,30 @@ pub fn authoriser(app: &App, turn: &Turn, target: &UserId) -> ApiResult<Option<O
         return Ok(None);
     };
     let user = app.store.find_user(target)?;
-    let allowed = restricted.allow.iter().any(|condition| match condition {
-        AllowRule::RoomMembership(room) => {
-            user.is_some_and(|user| is_joined(app, user, &room.room_id).unwrap_or(false))
+    let (mut allowed, mut unsure) = (false, false);
+    for condition in &restricted.allow {
+        let AllowRule::RoomMembership(room) = condition else {
+            continue;
+        };
+        // What this server was in once tells nothing of now.
+        match app.store.find_room(&room.room_id)? {
+            Some(room) if is_resident_of(app, room)? => {
+                let row = user
+                    .map(|user| app.store.user_room(user, room))
+                    .transpose()?;
+                let row = row.flatten();
+                allowed |= row.is_some_and(|row| row.membership == Membership::Join);
+            }
+            _ => unsure = true,
         }
-        _ => false,
-    });
+    }
+    if !allowed && unsure {
+        return Err(ApiError::new(
+            http::StatusCode::BAD_REQUEST,
+            "M_UNABLE_TO_AUTHORISE_JOIN",
+            "this server does not know who is in the rooms whose members may join",
+        ));
+    }
     if !allowed {
         return Err(ApiError::forbidden(
             "the room lets in members of certain other rooms, and you are in none of them",
@@ -325,6 +347,12 @@ pub fn authoriser(app: &App, turn: &Turn, target: &UserId) -> ApiResult<Option<O
         "M_UNABLE_TO_GRANT_JOIN",
         "nobody of this server has the power to let you in",
     ))
+}
+
+fn is_resident_of(app: &App, room: RoomNum) -> ApiResult<bool> {
+    let view = app.store.room(room)?;
+    let resident = view.map(|view| super::receive::is_resident(app, &view));
+    Ok(resident.transpose()?.unwrap_or(false))
 }
 
 /// Whether a user is joined to a room that this server is in.

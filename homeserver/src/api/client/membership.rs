@@ -109,7 +109,9 @@ async fn join(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<
         match members::change(&app, &caller, &room_id, change).await {
             // Somebody on another server may have the power.
             Err(error)
-                if app.config.federation.enabled && error.errcode == "M_UNABLE_TO_GRANT_JOIN" => {}
+                if app.config.federation.enabled
+                    && (error.errcode == "M_UNABLE_TO_GRANT_JOIN"
+                        || error.errcode == "M_UNABLE_TO_AUTHORISE_JOIN") => {}
             outcome => {
                 outcome?;
                 return Ok(json!({ "room_id": room_id }));
