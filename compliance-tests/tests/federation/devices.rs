@@ -276,6 +276,14 @@ async fn the_name_of_another_servers_device_is_seen_when_it_changes() {
     let mut since = bob.sync(None, "").await["next_batch"].clone();
     let query = json!({ "device_keys": { &alice.user_id: [] } });
     upload(&alice).await;
+    let one_time = json!({ "signed_curve25519:AAAA": { "key": "base64" } });
+    let keys = json!({ "one_time_keys": one_time });
+    alice.post("/v3/keys/upload", keys).await.ok();
+    let device = json!({ &alice.device_id: "signed_curve25519" });
+    let claim = json!({ "one_time_keys": { &alice.user_id: device } });
+    for _ in 0..2 {
+        bob.post("/v3/keys/claim", claim.clone()).await.ok();
+    }
     for name in [None, Some("Phone"), Some("Tablet")] {
         if let Some(name) = name {
             let path = format!("/v3/devices/{}", alice.device_id);

@@ -164,7 +164,12 @@ pub async fn update(app: &App, user: UserNum, content: &DeviceListUpdateContent)
     let stream_id = u64::from(content.stream_id);
     app.fetching.told(user, stream_id);
     let mut commit = Commit::new();
-    if let Some(mut row) = app.store.get(USERS, user_key(user))? {
+    let known = app.store.get(USERS, user_key(user))?;
+    // Told of a device without keys, nobody whose server has never looked need look.
+    if known.is_none() && content.keys.is_none() && content.deleted != Some(true) {
+        return Ok(());
+    }
+    if let Some(mut row) = known {
         if !row.stale && row.stream_id == stream_id {
             return Ok(());
         }
