@@ -1,6 +1,7 @@
 //! Server-server API, "Checks performed on receipt of a PDU", "Rejection", "Soft failure": what a server may and
 //! may not do that signs whatever its test wants.
 
+use axum::{Json, Router, routing::post};
 use compliance_tests::{Client, Network, Stranger, World, segment};
 use http::Method;
 use ruma::RoomVersionId;
@@ -155,6 +156,39 @@ async fn what_is_missing_between_is_asked_for() {
     room.transact(vec![three]).await;
     for id in [first, second, third] {
         assert!(room.sees(&id).await);
+    }
+}
+
+#[tokio::test]
+async fn what_is_missing_between_is_asked_for_again_where_only_some_of_it_is_told() {
+    let room = Room::new().await;
+    let mut events: Vec<(String, Value)> = Vec::new();
+    for number in 0..6 {
+        let prev = events.last().map_or(&room.joined, |(id, _)| id).clone();
+        let mut event = room
+            .message("@mallory:evil", &number.to_string(), &[&prev])
+            .1;
+        event["depth"] = json!(room.depth + 1 + number);
+        let bare = event.as_object_mut().unwrap();
+        bare.remove("hashes");
+        bare.remove("signatures");
+        events.push(room.stranger.sign_event(event, &VERSION));
+    }
+    let (last, others) = events.split_last().unwrap();
+    let told = events.clone();
+    // One at a time: what the event is built upon that is asked about.
+    let tell = move |Json(body): Json<Value>| {
+        let of = body["latest_events"][0].clone();
+        let place = told.iter().position(|(id, _)| of == id.as_str()).unwrap();
+        let before = place.checked_sub(1).map(|place| told[place].1.clone());
+        std::future::ready(Json(json!({ "events": Vec::from_iter(before) })))
+    };
+    let path = "/_matrix/federation/v1/get_missing_events/{room_id}";
+    room.stranger.serve(Router::new().route(path, post(tell)));
+    let answer = room.transact(vec![last.1.clone()]).await;
+    assert_eq!(answer["pdus"][&last.0], json!({}));
+    for (id, _) in others {
+        assert!(room.sees(id).await);
     }
 }
 

@@ -32,8 +32,14 @@ use crate::{
     peers,
 };
 
-/// How many events between the known ones and a new one are asked for.
+/// How many events between the known ones and a new one are asked for at a time.
 const MISSING_EVENTS_MAX: u32 = 50;
+
+/// How often they are asked for: other servers tell 20 at a time.
+const ROUNDS_MAX: usize = 10;
+
+/// Before how many events at a time.
+const LATEST_MAX: usize = 20;
 
 /// Of how many events the state is asked for, to place one new event.
 const STATES_MAX: usize = 20;
@@ -99,29 +105,30 @@ impl Filling<'_, '_> {
             return Ok(history);
         };
         let entered = view.head.entered_depth;
-        let mut request = get_missing_events::v1::Request::new(
-            receiving.room_id.to_owned(),
-            view.head.extremities.clone(),
-            vec![pdu.event_id().to_owned()],
-        );
-        request.limit = UInt::from(MISSING_EVENTS_MAX);
-        // Without the least depth that is wanted: what an event is built upon is to be told even where it is history.
-        let answer = peers::ask(receiving.app, &receiving.origin, request).await;
-        let mut raw = match answer {
-            Ok(answer) => answer.events,
-            Err(error) => {
-                tracing::info!(%error, "missing events could not be had");
-                return Ok(history);
+        let mut events: BTreeMap<OwnedEventId, Arc<Pdu>> = BTreeMap::new();
+        let mut latest = vec![pdu.event_id().to_owned()];
+        for _ in 0..ROUNDS_MAX {
+            let told = self.before(&view.head.extremities, latest).await?;
+            let count = events.len();
+            events.extend(
+                told.into_iter()
+                    .map(|event| (event.event_id().to_owned(), event)),
+            );
+            events.remove(pdu.event_id());
+            latest = Vec::new();
+            for event in events.values().filter(|event| event.depth() > entered) {
+                for id in event.prev_events() {
+                    if !events.contains_key(id) && !self.is_placed(id)? {
+                        latest.push(event.event_id().to_owned());
+                        break;
+                    }
+                }
             }
-        };
-        raw.truncate(MISSING_EVENTS_MAX as usize);
-        let parsed = |raw: &RawValue| serde_json::from_str::<CanonicalJsonObject>(raw.get());
-        // Its ID cannot be told, so neither can what is built upon it: other servers take none of it either.
-        if raw.iter().any(|raw| parsed(raw).is_err()) {
-            return Err(unobtainable("a well-formed event before it"));
+            if events.len() == count || latest.is_empty() || latest.len() > LATEST_MAX {
+                break;
+            }
         }
-        let mut events = self.checked(&raw).await;
-        events.retain(|event| event.event_id() != pdu.event_id());
+        let mut events: Vec<Arc<Pdu>> = events.into_values().collect();
         // What is older than this server's coming is history: `/messages` asks for it.
         let older = events.extract_if(.., |event| event.depth() < entered);
         history.extend(older.map(|event| event.event_id().to_owned()));
@@ -134,6 +141,34 @@ impl Filling<'_, '_> {
         }
         self.receiving.flushed().await?;
         Ok(history)
+    }
+
+    /// What comes before some events, as the server tells it: some of it.
+    async fn before(
+        &self,
+        earliest: &[OwnedEventId],
+        latest: Vec<OwnedEventId>,
+    ) -> ApiResult<Vec<Arc<Pdu>>> {
+        let receiving = &*self.receiving;
+        let room_id = receiving.room_id.to_owned();
+        let mut request = get_missing_events::v1::Request::new(room_id, earliest.to_vec(), latest);
+        request.limit = UInt::from(MISSING_EVENTS_MAX);
+        // Without the least depth that is wanted: what an event is built upon is to be told even where it is history.
+        let answer = peers::ask(receiving.app, &receiving.origin, request).await;
+        let mut raw = match answer {
+            Ok(answer) => answer.events,
+            Err(error) => {
+                tracing::info!(%error, "missing events could not be had");
+                return Ok(Vec::new());
+            }
+        };
+        raw.truncate(MISSING_EVENTS_MAX as usize);
+        let parsed = |raw: &RawValue| serde_json::from_str::<CanonicalJsonObject>(raw.get());
+        // Its ID cannot be told, so neither can what is built upon it: other servers take none of it either.
+        if raw.iter().any(|raw| parsed(raw).is_err()) {
+            return Err(unobtainable("a well-formed event before it"));
+        }
+        Ok(self.checked(&raw).await)
     }
 
     /// Whether an event has a known state after it by now.
