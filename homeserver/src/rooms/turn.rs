@@ -5,7 +5,7 @@
 //! Nothing in here awaits the network.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
@@ -69,7 +69,7 @@ pub struct Rooms {
 #[derive(Debug, Default)]
 struct Slot {
     head: Option<Arc<RoomHead>>,
-    unpublished: Vec<Unpublished>,
+    unpublished: BTreeMap<OwnedEventId, Unpublished>,
 }
 
 /// An event that is queued and perhaps not flushed yet.
@@ -115,7 +115,7 @@ impl Rooms {
             .ok_or_else(|| ApiError::not_found("the room is not known here"))?;
         let mut slot = self.slot(room).lock_owned().await;
         slot.unpublished
-            .retain(|event| event.alive.strong_count() > 0);
+            .retain(|_, event| event.alive.strong_count() > 0);
         let head = match &slot.head {
             Some(head) => head.clone(),
             None => {
@@ -134,7 +134,8 @@ impl Rooms {
             rules,
             head: RoomHead::clone(&head),
             slot,
-            appended: Vec::new(),
+            appended: BTreeMap::new(),
+            moved: BTreeSet::new(),
         })
     }
 
@@ -162,7 +163,8 @@ impl Rooms {
             rules,
             head,
             slot,
-            appended: Vec::new(),
+            appended: BTreeMap::new(),
+            moved: BTreeSet::new(),
         }))
     }
 
@@ -193,7 +195,7 @@ impl Rooms {
                 Arc::strong_count(slot) > 1
                     || slot.try_lock().is_ok_and(|slot| {
                         slot.unpublished
-                            .iter()
+                            .values()
                             .any(|event| event.alive.strong_count() > 0)
                     })
             });
@@ -225,7 +227,9 @@ pub struct Turn {
     /// The head, with what was appended in this turn.
     pub head: RoomHead,
     slot: OwnedMutexGuard<Slot>,
-    appended: Vec<(Placed, Option<TxnRef>)>,
+    appended: BTreeMap<OwnedEventId, (Placed, Option<TxnRef>)>,
+    /// Whose membership this turn has changed.
+    moved: BTreeSet<UserNum>,
 }
 
 /// Where an event stands that is not built upon the whole head.
@@ -280,10 +284,11 @@ impl Turn {
 
     /// An event of this turn, or of one that is not flushed yet.
     fn fresh(&self, event_id: &EventId) -> Option<&Placed> {
-        let new = self.appended.iter().rev().map(|(placed, _)| placed);
-        let queued = self.slot.unpublished.iter().rev();
-        new.chain(queued.map(|event| &event.placed))
-            .find(|placed| placed.pdu.event_id() == event_id)
+        let queued = || self.slot.unpublished.get(event_id);
+        match self.appended.get(event_id) {
+            Some((placed, _)) => Some(placed),
+            None => queued().map(|event| &event.placed),
+        }
     }
 
     /// A known event of this room, with the state after it.
@@ -356,7 +361,7 @@ impl Turn {
         let queued = self
             .slot
             .unpublished
-            .iter()
+            .values()
             .find(|event| event.txn.as_ref() == Some(txn));
         if let Some(event) = queued {
             self.published(&event.alive).await;
@@ -368,9 +373,7 @@ impl Turn {
 
     /// Waits until an event is published, if it is queued.
     pub(super) async fn settled(&self, event_id: &EventId) {
-        let queued = self.slot.unpublished.iter().rev();
-        let mut queued = queued.filter(|event| event.placed.pdu.event_id() == event_id);
-        if let Some(event) = queued.next() {
+        if let Some(event) = self.slot.unpublished.get(event_id) {
             self.published(&event.alive).await;
         }
     }
@@ -512,7 +515,8 @@ impl Turn {
             standing: None,
             after: Some(after),
         };
-        self.appended.push((placed, txn));
+        self.appended
+            .insert(placed.pdu.event_id().to_owned(), (placed, txn));
         Ok(())
     }
 
@@ -623,7 +627,8 @@ impl Turn {
 
     /// Notes an event that got its place in this turn otherwise.
     pub(super) fn remember(&mut self, placed: Placed) {
-        self.appended.push((placed, None));
+        self.appended
+            .insert(placed.pdu.event_id().to_owned(), (placed, None));
     }
 
     /// Keeps an event outside the timeline, which does not change the room.
@@ -652,7 +657,8 @@ impl Turn {
             standing: Some(standing),
             after,
         };
-        self.appended.push((placed, None));
+        self.appended
+            .insert(placed.pdu.event_id().to_owned(), (placed, None));
     }
 
     /// The row of a user whose membership changed with `pdu`, most often by it.
@@ -685,7 +691,7 @@ impl Turn {
         let queued = self
             .slot
             .unpublished
-            .iter()
+            .values()
             .find(|event| event.placed.pdu.is_state("m.room.member", state_key));
         if let Some(event) = queued {
             self.published(&event.alive).await;
@@ -693,10 +699,8 @@ impl Turn {
         let user: UserNum = self.app.store.user_num(&user_id)?;
         let old_membership = self.head.membership(user);
         let old = self.app.store.user_room(user, self.room)?;
-        let earlier = self.appended.iter().any(|(placed, _)| {
-            placed.standing.is_none() && placed.pdu.is_state("m.room.member", state_key)
-        });
-        assert!(!earlier, "a turn changes each membership at most once");
+        let first = self.moved.insert(user);
+        assert!(first, "a turn changes each membership at most once");
         let (joined, left) = (
             membership == Membership::Join,
             old_membership == Membership::Join,
@@ -755,10 +759,10 @@ impl Turn {
         let alive = Arc::new(());
         let mut unpublished = Vec::with_capacity(turns.len());
         for turn in &mut turns {
-            let events = turn.appended.drain(..).map(|(placed, txn)| Unpublished {
-                placed,
-                txn,
-                alive: Arc::downgrade(&alive),
+            let appended = std::mem::take(&mut turn.appended);
+            let events = appended.into_iter().map(|(id, (placed, txn))| {
+                let alive = Arc::downgrade(&alive);
+                (id, Unpublished { placed, txn, alive })
             });
             unpublished.push(events.collect::<Vec<_>>());
         }
