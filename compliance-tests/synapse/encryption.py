@@ -174,9 +174,11 @@ def device_lists(one, other):
     master, self_signing = Account(), Account()
     vouch(other, master, self_signing)
     told("cross-signing keys")
+    public = master.ed25519_key.to_base64()
+    masters = lambda: query()["master_keys"].get(other.id, {}).get("keys", {}).values()
+    until("the master key", lambda: public in masters())
     keys = query()
-    assert master.ed25519_key.to_base64() in keys["master_keys"][other.id]["keys"].values(), keys["master_keys"]
-    check(keys["self_signing_keys"][other.id], other.id, master.ed25519_key.to_base64(), master.ed25519_key.to_base64())
+    check(keys["self_signing_keys"][other.id], other.id, public, public)
 
     device = keys["device_keys"][other.id][second.device]
     name = self_signing.ed25519_key.to_base64()

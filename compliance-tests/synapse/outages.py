@@ -6,8 +6,8 @@ the rest. So a room is read whole here, as a client does that scrolls back.
 
 from client import Follower, User, equal, quote, shared, until
 
-# More than the fifty events of a transaction.
-MANY = 60
+# More than the fifty events of a transaction, and more than are asked for at a time when they are missing.
+MANY = 120
 FEW = 5
 
 
@@ -71,17 +71,19 @@ def return_with_a_word(one, other):
 
 
 def sender_restarts(one, other):
-    """The server that sends ends with a queue that nobody took, and sends it when it is back."""
+    """The server that sends ends, too, with a queue that nobody took. Of what it had only in memory, the newest event
+    of the room is sent, and the other server asks for the rest in more than one request, or when somebody scrolls back.
+    """
     room = shared(one, other)
     with other.server.away():
-        for number in range(FEW):
+        for number in range(MANY):
             one.say(room, f"missed {number}")
         one.send_to_device("org.guildhall.missed", {}, other)
         one.server.stop()
     one.server.start()
     one.server.wait_until_up()
     one.say(room, "missed no more")
-    wanted = [f"missed {number}" for number in range(FEW)] + ["missed no more"]
+    wanted = [f"missed {number}" for number in range(MANY)] + ["missed no more"]
     equal("what was said", wanted, lambda: other.said(room, "missed"))
     equal("the message to a device", 1, lambda: len(other.to_device("org.guildhall.missed")))
 

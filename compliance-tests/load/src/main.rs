@@ -91,11 +91,7 @@ async fn measure(run: &Run) -> Result<Report, Failure> {
     };
     let world = World::new(site, Meter::new(&run.pids)?, run.scale);
     let peer = match &run.peer {
-        Some((base, pids)) => Some(World::new(
-            Site::parse(base)?,
-            Meter::new(pids)?,
-            run.scale,
-        )),
+        Some((base, pids)) => Some(World::new(Site::parse(base)?, Meter::new(pids)?, run.scale)),
         None => None,
     };
     for name in &run.scenarios {

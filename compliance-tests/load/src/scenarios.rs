@@ -60,9 +60,21 @@ const ALONE: [Scenario; 16] = [
 
 /// Those between two servers; the second is the one that joins and reads.
 const BETWEEN: [Scenario; 4] = [
-    ("remote-deliver", true, "send until the long-poll on the other server has it"),
-    ("remote-flood", true, "messages in 50 rooms at once, until the other server has them"),
-    ("remote-join", true, "join a room of 1,000 on the other server, until a message is sent"),
+    (
+        "remote-deliver",
+        true,
+        "send until the long-poll on the other server has it",
+    ),
+    (
+        "remote-flood",
+        true,
+        "messages in 50 rooms at once, until the other server has them",
+    ),
+    (
+        "remote-join",
+        true,
+        "join a room of 1,000 on the other server, until a message is sent",
+    ),
     ("remote-join-10k", false, "the same with 10,000"),
 ];
 

@@ -76,7 +76,12 @@ pub(super) async fn deliver(home: &World, peer: &World) -> Result<Outcome, Failu
         let mark = home.next_mark();
         let from = clock::now();
         matrix::send(&mut conn, &sender, &room, mark).await?;
-        samples.push(pollers.last_got(mark).await?.saturating_duration_since(from));
+        samples.push(
+            pollers
+                .last_got(mark)
+                .await?
+                .saturating_duration_since(from),
+        );
         tokio::time::sleep(ASK_AGAIN).await;
     }
     let mut outcome = windows.close(Outcome::timed(samples), count).await?;
@@ -227,9 +232,7 @@ pub(super) async fn join(home: &World, peer: &World, members: u32) -> Result<Out
         peer.meter.settle().await?;
         home.meter.settle().await?;
     }
-    let mut outcome = windows
-        .close(Outcome::timed(samples), JOINED_ROOMS)
-        .await?;
+    let mut outcome = windows.close(Outcome::timed(samples), JOINED_ROOMS).await?;
     outcome.figures.remove("rate");
     // Of three there is no such thing.
     outcome.figures.remove("p99_ms");
