@@ -58,7 +58,8 @@ def expulsion(maker, second, third):
     second.act(room, "kick", user_id=third.id)
     for user in (maker, second):
         until(f"the kick for {user.id}", lambda: user.membership(room, third) == "leave")
-    until("the kick for who is kicked", lambda: room not in third.sync().get("rooms", {}).get("join", {}))
+    out = lambda: room not in third.sync().get("rooms", {}).get("join", {})
+    until("the kick for who is kicked", out)
     refused(403, lambda: third.say(room, "still here?"))
     third.join(room, maker)
     for user in (maker, second):
@@ -66,6 +67,7 @@ def expulsion(maker, second, third):
     second.act(room, "ban", user_id=third.id)
     for user in (maker, second):
         until(f"the ban for {user.id}", lambda: user.membership(room, third) == "ban")
+    until("the ban for who is banned", out)
     for via in (maker, second):
         refused(403, lambda: third.join(room, via))
 
