@@ -51,7 +51,8 @@ class User:
         self.token, self.id, self.device = answer["access_token"], answer["user_id"], answer["device_id"]
 
     def password(self):
-        return {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": self.name}, "password": PASSWORD}
+        identifier = {"type": "m.id.user", "user": self.name}
+        return {"type": "m.login.password", "identifier": identifier, "password": PASSWORD}
 
     def on_another_device(self):
         other = copy.copy(self)
@@ -161,8 +162,9 @@ class Follower:
         return [body for body in bodies if body.startswith(prefix)]
 
 
-def until(what, look, patience=PATIENCE):
+def until(what, look, patience=None):
     """Waits until `look` gives something true."""
+    patience = patience or PATIENCE
     deadline, last = time.monotonic() + patience, None
     while time.monotonic() < deadline:
         try:

@@ -7,7 +7,7 @@ the rest. So a room is read whole here, as a client does that scrolls back.
 from client import Follower, User, equal, quote, shared, until
 
 # More than the fifty events of a transaction, and more than are asked for at a time when they are missing.
-MANY = 120
+MANY = 75
 FEW = 5
 
 
