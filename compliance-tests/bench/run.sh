@@ -44,24 +44,8 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-# Some thousand connections, in the driver and in the servers.
-ulimit -n "$(ulimit -Hn)"
-if [ "$(ulimit -n)" -lt 4096 ]; then
-  echo "bench: at most $(ulimit -n) open files are allowed here, 4096 are needed" >&2
-  exit 1
-fi
-
-build() { cargo build --quiet --release --manifest-path "$repository/Cargo.toml" "$@"; }
-load_bin=${LOAD_BIN:-}
-if [ -z "$load_bin" ]; then
-  build --package load
-  load_bin=$target/release/load
-fi
-guildhall_bin=${GUILDHALL_BIN:-}
-if [ -z "$guildhall_bin" ] && [[ $servers == *guildhall* ]]; then
-  build --package homeserver --bin guildhall
-  guildhall_bin=$target/release/guildhall
-fi
+raise_limits
+if [[ $servers == *guildhall* ]]; then build_missing yes; else build_missing no; fi
 
 dir=
 finish() {
@@ -75,21 +59,6 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
-
-free_port() {
-  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
-}
-
-wait_until_up() {
-  local second
-  for ((second = 0; second < 120; second++)); do
-    if "$load_bin" --base "http://127.0.0.1:$port" --wait-until-up 1 2>/dev/null; then return; fi
-    if ! kill -0 "$server_pid" 2>/dev/null; then break; fi
-  done
-  echo "bench: the server did not start. The end of its output:" >&2
-  tail -n 20 "$dir/output.log" >&2
-  return 1
-}
 
 # time_start_up SERVER: restarts it five times. $times are the milliseconds each time until /versions was
 # answered. Not in a subshell: the last server that is started here is the one that runs on.

@@ -1,10 +1,13 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # it shares its variables with run.sh
 #
-# Sourced by run.sh: how each server is installed, configured, started and stopped.
+# Sourced by run.sh and federation.sh: how each server is installed, configured, started and stopped.
 #
 # A server NAME has two functions: NAME_prepare makes everything in $dir, NAME_start starts it on
 # 127.0.0.1:$port and leaves its process in $server_pid and what counts as the server in $measured_pids.
 # Everything listens on loopback or on a socket in $dir, and ends with stop_all.
+#
+# With $tls, a directory with a test CA and a certificate, the server federates: it is called $server_name, an
+# address with a port, and listens there for other servers.
 
 # shellcheck source=../synapse/install.sh
 source "$bench/../synapse/install.sh"
@@ -12,6 +15,47 @@ source "$bench/../synapse/install.sh"
 postgres_pid=
 server_pid=
 measured_pids=
+server_name=localhost
+tls=
+
+free_port() {
+  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+wait_until_up() {
+  local second
+  for ((second = 0; second < 120; second++)); do
+    if "$load_bin" --base "http://127.0.0.1:$port" --wait-until-up 1 2>/dev/null; then return; fi
+    if ! kill -0 "$server_pid" 2>/dev/null; then break; fi
+  done
+  echo "bench: the server did not start. The end of its output:" >&2
+  tail -n 20 "$dir/output.log" >&2
+  return 1
+}
+
+# Builds in release mode what the environment does not name: $load_bin, and $guildhall_bin if the argument is yes.
+build_missing() {
+  local build=(cargo build --quiet --release --manifest-path "$repository/Cargo.toml")
+  load_bin=${LOAD_BIN:-}
+  if [ -z "$load_bin" ]; then
+    "${build[@]}" --package load
+    load_bin=$target/release/load
+  fi
+  guildhall_bin=${GUILDHALL_BIN:-}
+  if [ -z "$guildhall_bin" ] && [ "$1" = yes ]; then
+    "${build[@]}" --package homeserver --bin guildhall
+    guildhall_bin=$target/release/guildhall
+  fi
+}
+
+# Some thousand connections, in the driver and in the servers.
+raise_limits() {
+  ulimit -n "$(ulimit -Hn)"
+  if [ "$(ulimit -n)" -lt 4096 ]; then
+    echo "bench: at most $(ulimit -n) open files are allowed here, 4096 are needed" >&2
+    return 1
+  fi
+}
 
 # A process that leads a group of its own, in $server_pid.
 start_in_background() {
@@ -109,12 +153,16 @@ synapse_prepare() {
   install_postgres
   install_synapse
   start_postgres
-  local limit
+  local limit for_servers=
+  if [ -n "$tls" ]; then
+    for_servers="  - {port: ${server_name##*:}, type: http, tls: true, bind_addresses: [${server_name%:*}], resources: [{names: [federation], compress: false}]}"
+  fi
   cat >"$dir/homeserver.yaml" <<YAML
-server_name: localhost
+server_name: "$server_name"
 pid_file: $dir/homeserver.pid
 listeners:
   - {port: $port, type: http, tls: false, bind_addresses: [127.0.0.1], resources: [{names: [client, federation], compress: false}]}
+$for_servers
 database:
   name: psycopg2
   args: {user: postgres, dbname: synapse, host: $dir/postgres, cp_min: 5, cp_max: 10}
@@ -142,6 +190,16 @@ YAML
     third_party_invite media_create delayed_event_mgmt reports room_creation user_directory key_requests; do
     echo "rc_$limit: *no_limit" >>"$dir/homeserver.yaml"
   done
+  if [ -n "$tls" ]; then
+    cat >>"$dir/homeserver.yaml" <<YAML
+tls_certificate_path: $tls/server.pem
+tls_private_key_path: $tls/server.key
+federation_custom_ca_list: [$tls/ca.pem]
+ip_range_blacklist: []
+federation_ip_range_blacklist: []
+rc_federation: {window_size: 1000, sleep_limit: 1000000, sleep_delay: 1, reject_limit: 1000000, concurrent: 50}
+YAML
+  fi
   cat >"$dir/log.yaml" <<YAML
 version: 1
 handlers: {file: {class: logging.FileHandler, filename: $dir/synapse.log}}
@@ -162,7 +220,7 @@ synapse_start() {
 guildhall_prepare_on() {
   cat >"$dir/guildhall.toml" <<TOML
 [server]
-name = "localhost"
+name = "$server_name"
 
 [[listeners]]
 address = "127.0.0.1:$port"
@@ -187,6 +245,20 @@ level = "warn"
 rate_limits_off = true
 cheap_password_hashing = true
 TOML
+  if [ -n "$tls" ]; then
+    cat >>"$dir/guildhall.toml" <<TOML
+allow_private_addresses = true
+extra_ca_file = "$tls/ca.pem"
+
+[federation]
+enabled = true
+
+[[listeners]]
+address = "$server_name"
+tls_certificate_file = "$tls/server.pem"
+tls_key_file = "$tls/server.key"
+TOML
+  fi
 }
 
 guildhall_start() {

@@ -4,18 +4,22 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::failure::Failure;
-use crate::scenarios;
+use crate::scenarios::{self, Scenario};
 
 /// How to call the driver.
 pub(crate) const USAGE: &str = "\
 load --base http://127.0.0.1:8008 --pid PID[,PID...] [--only SCENARIO,...] [--scale S] [--json FILE]
+load --base URL --pid PID[,PID...] --peer http://127.0.0.1:8009 --peer-pid PID[,PID...] [as above]
 load --base http://127.0.0.1:8008 --wait-until-up SECONDS
 
 Puts a Matrix homeserver on loopback under load and prints medians and CPU time per operation.
 The server needs open registration without rate limits. See bench/README.md.
+With a peer the scenarios are those between two servers, which federate with each other.
 
   --base URL              the server, plain HTTP on a loopback address
   --pid PID,...           the server's processes, its database's main process included
+  --peer URL              the other server, whose users join and read
+  --peer-pid PID,...      its processes
   --only SCENARIO,...     these scenarios instead of all
   --scale S               counts are multiplied with S, over 0 and at most 1 (default 1)
   --json FILE             write everything, with every sample, to FILE
@@ -36,6 +40,8 @@ pub(crate) enum Command {
 pub(crate) struct Run {
     pub(crate) base: String,
     pub(crate) pids: Vec<u32>,
+    /// The other server and its processes, for what happens between two.
+    pub(crate) peer: Option<(String, Vec<u32>)>,
     /// In the order in which they run.
     pub(crate) scenarios: Vec<&'static str>,
     pub(crate) scale: f64,
@@ -49,6 +55,8 @@ pub(crate) struct Run {
 pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, Failure> {
     let mut base = None;
     let mut pids = Vec::new();
+    let mut peer = None;
+    let mut peer_pids = Vec::new();
     let mut only: Vec<String> = Vec::new();
     let mut scale = 1.0;
     let mut json = None;
@@ -64,11 +72,17 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, F
         let unreadable = || Failure::Usage(format!("{option} {value}: not readable"));
         match option.as_str() {
             "--base" => base = Some(value),
-            "--pid" => {
-                pids = value
+            "--peer" => peer = Some(value),
+            "--pid" | "--peer-pid" => {
+                let those = value
                     .split(',')
                     .map(|pid| pid.parse().map_err(|_| unreadable()))
                     .collect::<Result<_, _>>()?;
+                if option == "--pid" {
+                    pids = those;
+                } else {
+                    peer_pids = those;
+                }
             }
             "--only" => only = value.split(',').map(str::to_owned).collect(),
             "--scale" => {
@@ -92,22 +106,27 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, F
     if pids.is_empty() {
         return Err(Failure::Usage("--pid is missing".to_owned()));
     }
+    if peer.is_some() && peer_pids.is_empty() {
+        return Err(Failure::Usage("--peer-pid is missing".to_owned()));
+    }
+    let scenarios = chosen(scenarios::all(peer.is_some()), &only)?;
     Ok(Command::Run(Run {
         base,
         pids,
-        scenarios: chosen(&only)?,
+        peer: peer.map(|base| (base, peer_pids)),
+        scenarios,
         scale,
         json,
     }))
 }
 
-fn chosen(only: &[String]) -> Result<Vec<&'static str>, Failure> {
+fn chosen(all: &[Scenario], only: &[String]) -> Result<Vec<&'static str>, Failure> {
     for name in only {
-        if !scenarios::ALL.iter().any(|(known, ..)| known == name) {
+        if !all.iter().any(|(known, ..)| known == name) {
             return Err(Failure::Usage(format!("--only {name}: no such scenario")));
         }
     }
-    Ok(scenarios::ALL
+    Ok(all
         .iter()
         .filter(|(name, by_default, _)| {
             if only.is_empty() {
@@ -149,12 +168,25 @@ mod tests {
     }
 
     #[test]
+    fn with_a_peer_it_is_what_happens_between_two_servers() {
+        let Ok(Command::Run(run)) = parsed("--base x --pid 1 --peer y --peer-pid 2,3") else {
+            panic!("this is a run");
+        };
+        assert_eq!(run.peer, Some(("y".to_owned(), vec![2, 3])));
+        assert!(run.scenarios.contains(&"remote-join"));
+        assert!(!run.scenarios.contains(&"send"));
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused_by_name() {
         for (line, named) in [
             ("--base x", "--pid"),
             ("--pid 1", "--base"),
             ("--base x --pid one", "--pid one"),
             ("--base x --pid 1 --only nothing", "nothing"),
+            ("--base x --pid 1 --only remote-join", "remote-join"),
+            ("--base x --pid 1 --peer y", "--peer-pid"),
+            ("--base x --pid 1 --peer y --peer-pid 2 --only send", "send"),
             ("--base x --pid 1 --scale 0", "--scale 0"),
             ("--base x --pid 1 --scale 1.5", "--scale 1.5"),
             ("--base x --pid", "--pid"),

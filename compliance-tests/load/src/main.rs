@@ -33,6 +33,7 @@ use crate::conn::Site;
 use crate::failure::Failure;
 use crate::procs::Meter;
 use crate::report::Report;
+use crate::scenarios::Scenario;
 use crate::world::World;
 
 /// How often a server that is starting is asked.
@@ -58,7 +59,10 @@ fn obey(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Help => {
             let mut help = vec![args::USAGE.to_owned()];
-            help.extend(scenarios::ALL.map(|(name, _, meaning)| format!("  {name:<20}{meaning}")));
+            let line = |&(name, _, meaning): &Scenario| format!("  {name:<20}{meaning}");
+            help.extend(scenarios::all(false).iter().map(line));
+            help.push("\nScenarios between two servers:".to_owned());
+            help.extend(scenarios::all(true).iter().map(line));
             print(&help.join("\n"))?;
             Ok(ExitCode::SUCCESS)
         }
@@ -86,11 +90,18 @@ async fn measure(run: &Run) -> Result<Report, Failure> {
         outcomes: Vec::new(),
     };
     let world = World::new(site, Meter::new(&run.pids)?, run.scale);
+    let peer = match &run.peer {
+        Some((base, pids)) => Some(World::new(Site::parse(base)?, Meter::new(pids)?, run.scale)),
+        None => None,
+    };
     for name in &run.scenarios {
         // What the last scenario left behind is not this one's cost.
         world.meter.settle().await?;
+        if let Some(peer) = &peer {
+            peer.meter.settle().await?;
+        }
         let begin = clock::now();
-        let outcome = scenarios::run(name, &world).await;
+        let outcome = scenarios::run(name, &world, peer.as_ref()).await;
         let seconds = begin.elapsed().as_secs_f64();
         match &outcome {
             Ok(_) => eprintln!("load: {name} took {seconds:.1} s"),

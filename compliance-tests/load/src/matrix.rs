@@ -15,6 +15,9 @@ const POLL_MS: u32 = 120_000;
 /// Starts the text of every message, followed by the message's [`Mark`] in decimal digits.
 const MARK_PREFIX: &str = "mark:";
 
+/// Pages of a room's history that are read.
+const PAGES_MAX: usize = 100;
+
 /// Names a message, so that its arrival is seen without knowing its event ID, which a fast server
 /// delivers before it has answered the sender.
 pub(crate) type Mark = u32;
@@ -82,6 +85,23 @@ pub(crate) async fn join(conn: &mut Conn, user: &User, room: &str) -> Result<(),
     Ok(())
 }
 
+/// Joins a public room by way of the server of `via`, one of its members.
+pub(crate) async fn join_from_afar(
+    conn: &mut Conn,
+    user: &User,
+    room: &str,
+    via: &User,
+) -> Result<(), Failure> {
+    let (_, server) = via.id.split_once(':').ok_or_else(|| Failure::Answer {
+        request: "/register".to_owned(),
+        lacks: "user_id",
+    })?;
+    let (room, server) = (encoded(room), encoded(server));
+    let path = format!("/_matrix/client/v3/join/{room}?via={server}&server_name={server}");
+    post(conn, user, &path, &json!({})).await?;
+    Ok(())
+}
+
 /// Sends the message that `mark` names.
 pub(crate) async fn send(
     conn: &mut Conn,
@@ -106,11 +126,15 @@ pub(crate) async fn send(
     Ok(())
 }
 
-/// Stores the filter that Element Web syncs with and returns its ID.
-pub(crate) async fn store_filter(conn: &mut Conn, user: &User) -> Result<String, Failure> {
+/// Stores the filter that Element Web syncs with and returns its ID. That one asks for 20 events a room.
+pub(crate) async fn store_filter(
+    conn: &mut Conn,
+    user: &User,
+    events: u32,
+) -> Result<String, Failure> {
     let path = format!("/_matrix/client/v3/user/{}/filter", encoded(&user.id));
     let filter = json!({ "room": {
-        "timeline": { "limit": 20 },
+        "timeline": { "limit": events },
         "state": { "lazy_load_members": true },
     }});
     let answer = post(conn, user, &path, &filter).await?;
@@ -151,6 +175,27 @@ pub(crate) async fn get(
         body: Bytes::new(),
     })
     .await
+}
+
+/// The marks of all messages of a room, newest first, as a client finds them that scrolls back.
+pub(crate) async fn history(
+    conn: &mut Conn,
+    user: &User,
+    room: &str,
+) -> Result<Vec<Mark>, Failure> {
+    let mut found = Vec::new();
+    let mut from = String::new();
+    for _ in 0..PAGES_MAX {
+        let room = encoded(room);
+        let path = format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=100{from}");
+        let body = get(conn, &path, Some(user)).await?;
+        found.extend(marks(&body));
+        match text(&body, "end", &path) {
+            Ok(end) => from = format!("&from={}", encoded(&end)),
+            Err(_) => break,
+        }
+    }
+    Ok(found)
 }
 
 /// The `next_batch` of a `/sync` body, found without parsing it.

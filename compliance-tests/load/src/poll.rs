@@ -16,6 +16,8 @@ use crate::world::{World, spread};
 const ARRIVALS_MAX: usize = 8192;
 /// A message that has not reached everyone by then will not.
 const DELIVERY_MAX: Duration = Duration::from_mins(5);
+/// Events of a room in an answer, as Element Web asks for them.
+pub(crate) const TIMELINE: u32 = 20;
 /// First syncs made at once while the pollers get ready.
 const FIRST_SYNCS_AT_ONCE: usize = 8;
 
@@ -48,7 +50,7 @@ impl Pollers {
             FIRST_SYNCS_AT_ONCE,
             users.to_vec(),
             async move |conn: &mut Conn, user: User| {
-                let filter_id = matrix::store_filter(conn, &user).await?;
+                let filter_id = matrix::store_filter(conn, &user, TIMELINE).await?;
                 let body = matrix::sync(conn, &user, &filter_id, None).await?;
                 Ok(Poller {
                     conn: site.conn(),

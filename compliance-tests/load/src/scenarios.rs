@@ -2,6 +2,7 @@
 //! server to a full one, so that each memory figure is taken at the size that it names.
 
 mod delivery;
+mod remote;
 mod send;
 mod set_up;
 
@@ -15,7 +16,10 @@ use crate::world::World;
 const REST: Duration = Duration::from_secs(30);
 
 /// Name and meaning. Those marked `false` run only when named with `--only`.
-pub(crate) const ALL: [(&str, bool, &str); 16] = [
+pub(crate) type Scenario = (&'static str, bool, &'static str);
+
+/// Those on one server.
+const ALONE: [Scenario; 16] = [
     ("memory-fresh", true, "memory before anything was asked"),
     ("send", true, "sequential send in a room of two"),
     ("concurrent", true, "32 senders in 8 rooms"),
@@ -54,8 +58,46 @@ pub(crate) const ALL: [(&str, bool, &str); 16] = [
     ),
 ];
 
-/// Runs the scenario called `name`, which is in [`ALL`].
-pub(crate) async fn run(name: &str, world: &World) -> Result<Outcome, Failure> {
+/// Those between two servers; the second is the one that joins and reads.
+const BETWEEN: [Scenario; 4] = [
+    (
+        "remote-deliver",
+        true,
+        "send until the long-poll on the other server has it",
+    ),
+    (
+        "remote-flood",
+        true,
+        "messages in 50 rooms at once, until the other server has them",
+    ),
+    (
+        "remote-join",
+        true,
+        "join a room of 1,000 on the other server, until a message is sent",
+    ),
+    ("remote-join-10k", false, "the same with 10,000"),
+];
+
+/// All that there are, on one server or between two.
+pub(crate) fn all(between: bool) -> &'static [Scenario] {
+    if between { &BETWEEN } else { &ALONE }
+}
+
+/// Runs the scenario called `name`, which is in [`all`].
+pub(crate) async fn run(
+    name: &str,
+    world: &World,
+    peer: Option<&World>,
+) -> Result<Outcome, Failure> {
+    if let Some(peer) = peer {
+        return match name {
+            "remote-deliver" => remote::deliver(world, peer).await,
+            "remote-flood" => remote::flood(world, peer).await,
+            "remote-join" => remote::join(world, peer, 1_000).await,
+            "remote-join-10k" => remote::join(world, peer, 10_000).await,
+            _ => Err(Failure::Usage(format!("--only {name}: no such scenario"))),
+        };
+    }
     match name {
         "memory-fresh" => {
             world.meter.settle().await?;

@@ -6,6 +6,7 @@ use crate::clock;
 use crate::conn::Conn;
 use crate::failure::Failure;
 use crate::matrix::{self, User};
+use crate::poll::TIMELINE;
 use crate::report::{Outcome, Window};
 use crate::stats::Samples;
 use crate::world::{World, spread};
@@ -25,7 +26,7 @@ pub(super) async fn initial_sync(world: &World) -> Result<Outcome, Failure> {
     let mut bytes = 0;
     let window = Window::open(&world.meter)?;
     for user in population.core.iter().take(count as usize) {
-        let filter_id = matrix::store_filter(&mut conn, user).await?;
+        let filter_id = matrix::store_filter(&mut conn, user, TIMELINE).await?;
         let from = clock::now();
         let body = matrix::sync(&mut conn, user, &filter_id, None).await?;
         samples.push(from.elapsed());
