@@ -92,6 +92,13 @@ pub enum Clock {
     System,
     /// A test's: milliseconds since the Unix epoch.
     Simulated(Arc<AtomicU64>),
+    /// A simulation's: it goes as tokio's paused clock does.
+    Paced {
+        /// When it was set.
+        since: tokio::time::Instant,
+        /// What it showed then, in milliseconds since the Unix epoch.
+        at_ms: u64,
+    },
 }
 
 impl Clock {
@@ -108,6 +115,10 @@ impl Clock {
                     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
                 }),
             Self::Simulated(now) => now.load(Ordering::Relaxed),
+            Self::Paced { since, at_ms } => {
+                let gone_ms = since.elapsed().as_millis();
+                at_ms.saturating_add(u64::try_from(gone_ms).unwrap_or(u64::MAX))
+            }
         }
     }
 

@@ -187,14 +187,26 @@ impl Server {
     /// # Errors
     /// When the store does not open, or the configuration cannot be used.
     pub async fn start(config: Config, seams: Seams, engine: Engine) -> Result<Self, StartError> {
-        // One TLS provider in the process; a second server in it finds the first one's.
-        drop(rustls::crypto::ring::default_provider().install_default());
         let sizes = CacheSizes::default();
         let store = Store::open(engine, &config.data.directory, sizes)?;
+        Self::start_upon(store, config, seams).await
+    }
+
+    /// Starts everything but the listeners upon a store that is open.
+    ///
+    /// # Errors
+    /// When the store is not this server's, or the configuration cannot be used.
+    pub async fn start_upon(
+        store: Store,
+        config: Config,
+        seams: Seams,
+    ) -> Result<Self, StartError> {
+        // One TLS provider in the process; a second server in it finds the first one's.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let key = server_key(&config.server.name, &store, &seams).await?;
         registration::offer_first_admin(&store, &seams).await?;
         let registrations = appservices::load::load(&config.appservices, &config.server.name)?;
-        let media = library(&config).await?;
+        let media = library(&config)?;
         let to_services = outward(&config, true)?;
         let transport = match &seams.transport {
             Some(transport) => transport.clone(),
@@ -391,11 +403,11 @@ async fn start_appservices(app: &App) -> ApiResult<()> {
 }
 
 /// The directory of uploads, and the client that fetches pages for users.
-async fn library(config: &Config) -> Result<Library, StartError> {
+fn library(config: &Config) -> Result<Library, StartError> {
     let outward = outward(config, config.testing.allow_private_addresses)?;
     let directory = config.media_directory();
-    let files = Files::open(&directory).await?;
-    let remote_files = Files::open(directory.join("remote")).await?;
+    let files = Files::open(&directory)?;
+    let remote_files = Files::open(directory.join("remote"))?;
     Ok(Library::new(files, remote_files, outward))
 }
 

@@ -81,6 +81,24 @@ async fn what_is_said_on_one_server_is_heard_on_the_other() {
 }
 
 #[tokio::test]
+async fn who_was_invited_and_joined_after_another_of_the_same_server_leaves_for_all_to_see() {
+    let network = Network::new();
+    let (hs1, hs2) = (network.server("hs1").await, network.server("hs2").await);
+    let alice = hs1.register("alice").await;
+    let (bob, carol) = (hs2.register("bob").await, hs2.register("carol").await);
+    let invited = json!({ "preset": "private_chat", "invite": [bob.user_id, carol.user_id] });
+    let room = alice.create_room(invited).await;
+    join_by(&bob, &room, "hs1").await;
+    // This server is in the room by now: nobody else need be asked.
+    join_by(&carol, &room, "hs1").await;
+    until_member(&alice, &room, "@carol:hs2", "join").await;
+    carol.leave(&room).await.ok();
+    until_member(&alice, &room, "@carol:hs2", "leave").await;
+    until_member(&bob, &room, "@carol:hs2", "leave").await;
+    assert_eq!(network.count("hs2", "hs1", "make_leave"), 0);
+}
+
+#[tokio::test]
 async fn a_third_server_hears_all_and_is_heard_by_all() {
     let network = Network::new();
     let (_hs1, _hs2, alice, bob, room) = shared(&network).await;

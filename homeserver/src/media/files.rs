@@ -115,8 +115,9 @@ struct Shared {
 impl Files {
     /// The contents in `directory`, which is made if it is not there.
     ///
-    /// Removes what uploads and deletions of an earlier process left in `incoming`.
-    pub async fn open(directory: impl Into<PathBuf>) -> Result<Self, FilesError> {
+    /// Removes what uploads and deletions of an earlier process left in `incoming`. Blocks: nobody is served yet
+    /// when it is called.
+    pub fn open(directory: impl Into<PathBuf>) -> Result<Self, FilesError> {
         let directory = directory.into();
         let shared = Shared {
             content: directory.join("content"),
@@ -126,19 +127,17 @@ impl Files {
             pinned: Mutex::new(BTreeMap::new()),
         };
         for made in [&shared.content, &shared.incoming] {
-            fs::create_dir_all(made)
-                .await
-                .map_err(FilesError::at("make the directory", made))?;
+            std::fs::create_dir_all(made).map_err(FilesError::at("make the directory", made))?;
         }
         // The names just made, and the directory's own.
-        sync_directory(&directory).await?;
+        sync_directory_blocking(&directory)?;
         if let Some(parent) = directory
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty())
         {
-            sync_directory(parent).await?;
+            sync_directory_blocking(parent)?;
         }
-        remove_leftovers(&shared.incoming).await?;
+        remove_leftovers(&shared.incoming)?;
         Ok(Self {
             shared: Arc::new(shared),
         })
@@ -410,21 +409,17 @@ impl Drop for Temporary {
     }
 }
 
-async fn remove_leftovers(incoming: &Path) -> Result<(), FilesError> {
-    let mut entries = fs::read_dir(incoming)
-        .await
-        .map_err(FilesError::at("list", incoming))?;
-    while let Some(entry) = entries
-        .next_entry()
-        .await
-        .map_err(FilesError::at("list", incoming))?
-    {
-        let path = entry.path();
-        fs::remove_file(&path)
-            .await
-            .map_err(FilesError::at("remove", &path))?;
+fn remove_leftovers(incoming: &Path) -> Result<(), FilesError> {
+    for entry in std::fs::read_dir(incoming).map_err(FilesError::at("list", incoming))? {
+        let path = entry.map_err(FilesError::at("list", incoming))?.path();
+        std::fs::remove_file(&path).map_err(FilesError::at("remove", &path))?;
     }
     Ok(())
+}
+
+fn sync_directory_blocking(directory: &Path) -> Result<(), FilesError> {
+    let opened = std::fs::File::open(directory).map_err(FilesError::at("open", directory))?;
+    opened.sync_all().map_err(FilesError::at("sync", directory))
 }
 
 /// Makes the names in `directory` survive a loss of power.

@@ -722,6 +722,10 @@ impl Turn {
             },
             forgotten: false,
         };
+        if joined {
+            // Whatever way they came: what they knew from outside is of no use, and must not decide how they leave.
+            super::outside::forget(commit, user, self.room);
+        }
         let (key, value) = self.head.set_membership(self.room, user, membership);
         commit.put_raw(key, value);
         Ok(Some((

@@ -4,7 +4,7 @@
 //! gives each log entry its position, applies the rows, flushes once for all of them, and only then
 //! publishes: readers never see what a crash could undo. See `spec/decisions/0001-sled.md`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -195,6 +195,7 @@ pub(crate) struct Job {
 pub(crate) struct Committer {
     /// `None` only while it is dropped.
     queue: Option<mpsc::UnboundedSender<Job>>,
+    /// `None` if it is a task.
     thread: Option<std::thread::JoinHandle<()>>,
     /// Bounds the queue at [`QUEUE_COMMITS_MAX`]; a job gives its place back when it is written.
     places: Arc<Semaphore>,
@@ -235,6 +236,21 @@ impl Committer {
             thread: Some(thread),
             places: Arc::new(Semaphore::new(QUEUE_COMMITS_MAX)),
         }
+    }
+
+    /// A committer that is a task and not a thread, and works for `pause()` on each group: what a simulation has,
+    /// so that it can crash while commits wait. It ends when the last sender is gone.
+    pub(crate) fn paced(
+        inner: Arc<Inner>,
+        pause: impl FnMut() -> Duration + Send + 'static,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (queue, jobs) = mpsc::unbounded_channel();
+        let committer = Self {
+            queue: Some(queue),
+            thread: None,
+            places: Arc::new(Semaphore::new(QUEUE_COMMITS_MAX)),
+        };
+        (committer, run_paced(inner, jobs, pause))
     }
 
     fn give(&self, job: Job) -> Result<(), StoreError> {
@@ -303,6 +319,23 @@ fn run(inner: &Inner, mut jobs: mpsc::UnboundedReceiver<Job>) {
             group.push(job);
         }
         write_group(inner, group.drain(..));
+    }
+}
+
+async fn run_paced(
+    inner: Arc<Inner>,
+    mut jobs: mpsc::UnboundedReceiver<Job>,
+    mut pause: impl FnMut() -> Duration,
+) {
+    let mut group = Vec::new();
+    while let Some(job) = jobs.recv().await {
+        group.push(job);
+        tokio::time::sleep(pause()).await;
+        while group.len() < GROUP_COMMITS_MAX {
+            let Ok(job) = jobs.try_recv() else { break };
+            group.push(job);
+        }
+        write_group(&inner, group.drain(..));
     }
 }
 

@@ -19,6 +19,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use federation::room::StateMap;
@@ -218,6 +219,28 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn with_kv(kv: Arc<dyn Kv>, sizes: CacheSizes, inline: bool) -> Result<Self, StoreError> {
+        let inner = Self::inner(kv, sizes)?;
+        let committer = (!inline).then(|| Arc::new(Committer::start(inner.clone())));
+        Ok(Self { inner, committer })
+    }
+
+    /// Opens the store over an engine that is open already, and gives the task that writes its commits: each takes
+    /// `pause()`. A simulation drops the task when the server crashes, and with it what was not written yet.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn paced(
+        kv: Arc<dyn Kv>,
+        sizes: CacheSizes,
+        pause: impl FnMut() -> Duration + Send + 'static,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), StoreError> {
+        let inner = Self::inner(kv, sizes)?;
+        let (committer, work) = Committer::paced(inner.clone(), pause);
+        let committer = Some(Arc::new(committer));
+        Ok((Self { inner, committer }, work))
+    }
+
+    fn inner(kv: Arc<dyn Kv>, sizes: CacheSizes) -> Result<Arc<Inner>, StoreError> {
         let schema_key = Packed::key(Keyspace::META).text("schema").into_bytes();
         match kv.get(&schema_key)? {
             Some(value) => {
@@ -241,7 +264,7 @@ impl Store {
             WeighEvent,
         ));
         let states: StateCache = Arc::new(quick_cache::sync::Cache::new(STATES_CACHED_MAX));
-        let inner = Arc::new(Inner {
+        Ok(Arc::new(Inner {
             kv,
             tail: Tail::new(published),
             grew: Notify::new(),
@@ -258,9 +281,7 @@ impl Store {
                 next_room: AtomicU64::new(next_room),
                 giving: Mutex::default(),
             },
-        });
-        let committer = (!inline).then(|| Arc::new(Committer::start(inner.clone())));
-        Ok(Self { inner, committer })
+        }))
     }
 
     /// Writes a commit and waits until it survives kill -9 and power loss.

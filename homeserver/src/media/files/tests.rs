@@ -15,7 +15,7 @@ const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f2001
 
 async fn files() -> (TempDir, Files) {
     let directory = tempfile::tempdir().unwrap();
-    let files = Files::open(directory.path()).await.unwrap();
+    let files = Files::open(directory.path()).unwrap();
     (directory, files)
 }
 
@@ -197,7 +197,7 @@ async fn what_an_earlier_process_left_half_written_is_gone_after_the_start() {
         std::fs::write(directory.path().join("incoming").join(name), "half").unwrap();
     }
 
-    let files = Files::open(directory.path()).await.unwrap();
+    let files = Files::open(directory.path()).unwrap();
     assert_eq!(all_files(directory.path()).len(), 1);
     assert_eq!(content(&files, &kept.hash).await.unwrap(), "whole");
     assert!(

@@ -257,7 +257,9 @@ impl Reader {
         let write = if self.held() != self.written || !self.unwritten.is_empty() {
             Some(self.write_at.saturating_duration_since(now))
         } else if self.destinations.values().any(Destination::is_unsaved) {
-            Some(self.save_at.saturating_duration_since(now))
+            // Not before anything may be written again: until then there would be nothing to do, over and over.
+            let at = self.save_at.max(self.write_at);
+            Some(at.saturating_duration_since(now))
         } else {
             None
         };
