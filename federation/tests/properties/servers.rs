@@ -1,0 +1,146 @@
+//! Requests between servers: their signature, and where a server is.
+
+use federation::wire::{
+    discovery::{Discovery, KEEP_MS_MAX, Next, SRV_MAX, Srv, delegated, in_order, keep_ms},
+    request::{HEADER_BYTES_MAX, HeaderError, Request, XMatrix},
+};
+use proptest::{collection::vec, option, prelude::*};
+use ruma::{OwnedServerName, ServerName};
+
+use crate::samples::{json, key_of, server, text};
+
+/// How many questions lead to a server: the well-known answer, and two names for SRV records.
+const QUESTIONS_MAX: usize = 3;
+
+/// Text that is nearly the header of a signed request.
+fn header() -> impl Strategy<Value = String> {
+    let name = prop_oneof![8 => "(?i)origin|destination|key|sig", 1 => text()];
+    let value = prop_oneof![server(), "ed25519:[a-z_]{0,3}", "[A-Za-z0-9+/_=-]{0,12}", text()];
+    let written = (value, any::<bool>()).prop_map(|(value, quoted)| match quoted {
+        true => format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"")),
+        false => value,
+    });
+    let blanks = "[ \t]{0,2}";
+    let parameter = (blanks, name, blanks, written, blanks)
+        .prop_map(|(a, name, b, value, c)| format!("{a}{name}{b}={value}{c}"));
+    (vec(parameter, 0..6), 0_usize..50).prop_map(|(parameters, odd)| match odd {
+        0 => parameters.join(" "),
+        1 => format!("X-Matrix {}", parameters.join(",").repeat(50)),
+        _ => format!("X-Matrix {}", parameters.join(",")),
+    })
+}
+
+fn srv() -> impl Strategy<Value = Srv> {
+    let target = prop_oneof![4 => "[a-z.]{1,12}", 1 => Just(".".to_owned()), 1 => text()];
+    (0_u16..3, any::<u16>(), target, any::<u16>()).prop_map(|(priority, weight, target, port)| Srv {
+        priority,
+        weight,
+        target,
+        port,
+    })
+}
+
+proptest! {
+    #[test] // Server-server API, "Request Authentication"
+    fn a_header_that_is_read_means_the_same_when_it_is_written_again(
+        header in prop_oneof![4 => header(), 1 => any::<String>()],
+    ) {
+        match XMatrix::parse(&header) {
+            Ok(read) => {
+                prop_assert!(header.len() <= HEADER_BYTES_MAX);
+                let mut written = format!(
+                    r#"X-Matrix origin="{}",key="{}",sig="{}""#,
+                    read.origin,
+                    read.key_id.replace('\\', "\\\\").replace('"', "\\\""),
+                    ruma::serde::Base64::<ruma::serde::base64::Standard, _>::new(&read.signature),
+                );
+                if let Some(destination) = &read.destination {
+                    written += &format!(r#",destination="{destination}""#);
+                }
+                prop_assert_eq!(XMatrix::parse(&written), Ok(read));
+            }
+            Err(error) => {
+                prop_assert_eq!(error == HeaderError::TooLong, header.len() > HEADER_BYTES_MAX);
+            }
+        }
+    }
+
+    #[test] // Server-server API, "Request Authentication"
+    fn a_signature_is_for_one_request_alone(
+        origin in "[a-z]{1,8}(:[0-9]{1,4})?", target in "/[ -~]{0,20}", body in option::of(json()), other in json(),
+    ) {
+        let [origin, destination] =
+            [origin.as_str(), "b.example"].map(|name| OwnedServerName::try_from(name).unwrap());
+        let key = key_of(origin.as_str());
+        let bytes = |body: &serde_json::Value| serde_json::to_vec(body).unwrap();
+        let signed = body.as_ref().map(bytes).unwrap_or_default();
+        let request = Request {
+            method: "PUT", target: &target, origin: &origin, destination: &destination, body: &signed,
+        };
+        let header = XMatrix::parse(&request.sign(&key).unwrap()).unwrap();
+        prop_assert_eq!(&header.origin, &origin);
+        prop_assert_eq!(header.destination.as_ref(), Some(&destination));
+        let public = key.key_pair().public_key();
+        header.verify(&request, public).unwrap();
+        let longer = format!("{target}x");
+        prop_assert!(header.verify(&Request { target: &longer, ..request }, public).is_err());
+        prop_assert!(header.verify(&Request { method: "GET", ..request }, public).is_err());
+        if body.as_ref() != Some(&other) {
+            let body = bytes(&other);
+            prop_assert!(header.verify(&Request { body: &body, ..request }, public).is_err());
+        }
+    }
+
+    #[test] // Server-server API, "Resolving server names"
+    fn the_way_to_any_server_ends(
+        name in server(), well_known in option::of(server()), answers in vec(vec(srv(), 0..12), QUESTIONS_MAX),
+    ) {
+        let Ok(name) = ServerName::parse(name) else { return Ok(()) };
+        let well_known = well_known.and_then(|name| ServerName::parse(name).ok());
+        let mut discovery = Discovery::new(&name);
+        for answer in answers {
+            match discovery.next() {
+                Next::WellKnown(host) => {
+                    prop_assert_eq!(host, name.host());
+                    discovery.well_known(well_known.as_deref());
+                }
+                Next::Srv(_) => discovery.srv(answer),
+                Next::Found(_) | Next::Nowhere => break,
+            }
+        }
+        match discovery.next() {
+            Next::Found(route) => {
+                prop_assert!((1..=SRV_MAX).contains(&route.targets.len()));
+                prop_assert!(!route.host_header.is_empty());
+            }
+            Next::Nowhere => {}
+            next => prop_assert!(false, "still asks {:?}", next),
+        }
+    }
+
+    #[test] // Server-server API, "Resolving server names"
+    fn a_well_known_answer_that_names_a_server_is_read_and_no_other(name in text(), other in vec(any::<u8>(), 0..64)) {
+        let body = serde_json::to_vec(&serde_json::json!({ "m.server": name })).unwrap();
+        prop_assert_eq!(delegated(&body), ServerName::parse(&name).ok());
+        prop_assert_eq!(delegated(&other), None);
+    }
+
+    #[test]
+    fn an_answer_is_kept_for_a_bounded_time(
+        failures in any::<u32>(), control in option::of("[a-z=, \"0-9-]{0,40}|max-age=[0-9]{1,30}"), expires in any::<Option<u64>>(),
+    ) {
+        let kept_ms = keep_ms(failures, control.as_deref(), expires);
+        prop_assert!((5 * 60_000..=KEEP_MS_MAX).contains(&kept_ms));
+    }
+
+    #[test] // RFC 2782, "Usage rules"
+    fn srv_records_are_tried_by_priority_and_none_is_lost(records in vec(srv(), 0..12), drawn in any::<u32>()) {
+        let ordered = in_order(records.clone(), |below| drawn % below);
+        prop_assert!(ordered.is_sorted_by_key(|record| record.priority));
+        let sorted = |mut records: Vec<Srv>| {
+            records.sort_by_key(|record| format!("{record:?}"));
+            records
+        };
+        prop_assert_eq!(sorted(ordered), sorted(records));
+    }
+}
