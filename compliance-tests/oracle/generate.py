@@ -195,11 +195,9 @@ class Room:
         kind = rng.randrange(-3, 5)
         if kind <= 0:
             # Those of another place in the room.
-            return self.select(draft, self.after[rng.choice(self.order[self.base :])])
+            return self.select(draft, self.after[rng.choice(self.order)])
         if kind == 1:
-            # Synapse: without a join rule it is `invite`; the specification names no default.
-            droppable = [auth for auth in selected if (events[auth].type, "") != JOIN_RULES]
-            dropped = rng.choice(droppable) if droppable else None
+            dropped = rng.choice(selected) if selected else None
             return [auth for auth in selected if auth != dropped]
         create = self.order[0]
         others = [other for other in self.order if other != create and events[other].is_state()]
@@ -218,7 +216,7 @@ class Room:
         if chance < 0.2 and len(self.tips) > 1:
             prev_events = rng.sample(self.tips, rng.randint(2, len(self.tips)))
         elif chance < 0.5 and len(self.tips) < self.branches_max:
-            prev_events = [rng.choice(self.order[self.base :])]
+            prev_events = [rng.choice(self.order)]
         state = self.resolve(prev_events)
         draft = Drafts(self, state).random()
         event_id, accepted = self.add(draft, prev_events)
@@ -237,9 +235,8 @@ class Room:
         creator = drafts.creator
         last, _ = self.add(drafts.member(creator, creator, "join"), [create])
         rule = "public" if rng.random() < 0.6 else None
-        last, _ = self.add(Drafts(self, self.after[last]).join_rules(creator, rule), [last])
-        # Synapse: as above. No branch begins before there is a join rule.
-        self.base = len(self.order) - 1
+        if rng.random() < 0.95:
+            last, _ = self.add(Drafts(self, self.after[last]).join_rules(creator, rule), [last])
         if rng.random() < 0.9:
             event_id, accepted = self.add(Drafts(self, self.after[last]).power(creator), [last])
             last = event_id if accepted else last
@@ -391,6 +388,8 @@ class Drafts:
         content = {"join_rule": rule}
         if "restricted" in rule:
             content["allow"] = [{"type": "m.room_membership", "room_id": "!other:a.example"}]
+        if self.rng.random() < 0.05:
+            del content["join_rule"]
         return self.draft(sender or self.actor(), "m.room.join_rules", content, "")
 
     def value(self):
@@ -425,7 +424,7 @@ class Drafts:
                 if rng.random() < 0.3:
                     del content["notifications"]
         if rng.random() < 0.06:
-            self.spoil(content, first)
+            self.spoil(content)
         return self.draft(sender, "m.room.power_levels", content, "")
 
     def change_user(self, users, sender):
@@ -462,7 +461,7 @@ class Drafts:
         if not self.room.sparse and rng.random() < 0.1:
             events.pop("m.room.power_levels", None)
 
-    def spoil(self, content, first):
+    def spoil(self, content):
         """Makes levels that no version takes, or that version 10 no longer takes."""
         rng = self.rng
         user = rng.choice(self.room.users)

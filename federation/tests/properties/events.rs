@@ -6,7 +6,9 @@ use federation::event::{
     FIELD_BYTES_MAX, Malformed, PDU_BYTES_MAX, Pdu, required, rules_of, verify,
 };
 use proptest::prelude::*;
-use ruma::{CanonicalJsonObject, CanonicalJsonValue, OwnedServerName, signatures::hash_and_sign_event};
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, OwnedServerName, signatures::hash_and_sign_event,
+};
 
 use crate::samples::{event, json, key_of, version};
 

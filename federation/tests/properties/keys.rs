@@ -7,8 +7,12 @@ use federation::wire::{
 };
 use proptest::{collection::vec, prelude::*};
 use ruma::{
-    CanonicalJsonObject, server_name,
-    serde::{Base64, base64::{Standard, UrlSafe}},
+    CanonicalJsonObject,
+    serde::{
+        Base64,
+        base64::{Standard, UrlSafe},
+    },
+    server_name,
     signatures::sign_json,
 };
 use serde_json::{Map, Value, json};

@@ -11,7 +11,9 @@ use federation::{
     },
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
-use ruma::{CanonicalJsonObject, EventId, OwnedEventId, UserId, room_version_rules::RoomVersionRules};
+use ruma::{
+    CanonicalJsonObject, EventId, OwnedEventId, UserId, room_version_rules::RoomVersionRules,
+};
 use serde_json::json;
 
 use crate::samples::{event, server, version};
@@ -47,7 +49,8 @@ impl Room {
         let texts = |ids: Vec<OwnedEventId>| serde_json::from_value(json!(ids)).unwrap();
         object.insert("prev_events".to_owned(), texts(prev_events.to_vec()));
         let mut auth_events = Vec::new();
-        let users = ["sender", "state_key"].map(|field| object.get(field).and_then(|user| user.as_str()));
+        let users =
+            ["sender", "state_key"].map(|field| object.get(field).and_then(|user| user.as_str()));
         for (kind, key, id) in before.iter() {
             let fits = match kind {
                 "m.room.power_levels" | "m.room.join_rules" => key.is_empty(),
@@ -62,18 +65,28 @@ impl Room {
             }
         }
         object.insert("auth_events".to_owned(), texts(auth_events));
-        if let Some(room_id) = self.order.first().map(|id| self.events[id].room_id().to_string()) {
+        if let Some(room_id) = self
+            .order
+            .first()
+            .map(|id| self.events[id].room_id().to_string())
+        {
             object.insert("room_id".to_owned(), room_id.into());
         }
         let Ok(pdu) = Pdu::from_canonical(&object, &self.rules) else {
             return;
         };
-        let verdict = judge(&pdu, &self.rules.authorization, &before, &before, |id| self.event(id));
+        let verdict = judge(&pdu, &self.rules.authorization, &before, &before, |id| {
+            self.event(id)
+        });
         let accepted = matches!(verdict, Verdict::Accepted);
         let pdu = if accepted { pdu } else { pdu.as_rejected() };
         let mut after = before;
         if let (true, Some(state_key)) = (accepted, pdu.state_key()) {
-            after.insert(&pdu.kind().to_string(), state_key, pdu.event_id().to_owned());
+            after.insert(
+                &pdu.kind().to_string(),
+                state_key,
+                pdu.event_id().to_owned(),
+            );
         }
         let id = pdu.event_id().to_owned();
         self.order.push(id.clone());
@@ -94,7 +107,11 @@ fn create(rules: &RoomVersionRules) -> CanonicalJsonObject {
 }
 
 fn drawn() -> impl Strategy<Value = Drawn> {
-    (event(), vec(any::<Index>(), 1..4), prop::bool::weighted(0.1))
+    (
+        event(),
+        vec(any::<Index>(), 1..4),
+        prop::bool::weighted(0.1),
+    )
 }
 
 proptest! {

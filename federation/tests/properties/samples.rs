@@ -106,7 +106,10 @@ pub(crate) fn json() -> impl Strategy<Value = Value> {
         5 => text().prop_map(Value::String),
     ];
     leaf.prop_recursive(3, 24, 6, |inner| {
-        prop_oneof![vec(inner.clone(), 0..4).prop_map(Value::Array), object(inner)]
+        prop_oneof![
+            vec(inner.clone(), 0..4).prop_map(Value::Array),
+            object(inner)
+        ]
     })
 }
 

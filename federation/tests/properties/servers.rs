@@ -15,7 +15,12 @@ const QUESTIONS_MAX: usize = 3;
 /// Text that is nearly the header of a signed request.
 fn header() -> impl Strategy<Value = String> {
     let name = prop_oneof![8 => "(?i)origin|destination|key|sig", 1 => text()];
-    let value = prop_oneof![server(), "ed25519:[a-z_]{0,3}", "[A-Za-z0-9+/_=-]{0,12}", text()];
+    let value = prop_oneof![
+        server(),
+        "ed25519:[a-z_]{0,3}",
+        "[A-Za-z0-9+/_=-]{0,12}",
+        text()
+    ];
     let written = (value, any::<bool>()).prop_map(|(value, quoted)| match quoted {
         true => format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"")),
         false => value,
@@ -32,11 +37,13 @@ fn header() -> impl Strategy<Value = String> {
 
 fn srv() -> impl Strategy<Value = Srv> {
     let target = prop_oneof![4 => "[a-z.]{1,12}", 1 => Just(".".to_owned()), 1 => text()];
-    (0_u16..3, any::<u16>(), target, any::<u16>()).prop_map(|(priority, weight, target, port)| Srv {
-        priority,
-        weight,
-        target,
-        port,
+    (0_u16..3, any::<u16>(), target, any::<u16>()).prop_map(|(priority, weight, target, port)| {
+        Srv {
+            priority,
+            weight,
+            target,
+            port,
+        }
     })
 }
 
