@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import random
-import sys
 from types import SimpleNamespace
 
 from signedjson.key import decode_signing_key_base64, encode_verify_key_base64, get_verify_key
@@ -535,8 +534,8 @@ def main():
             "seed": arguments.seed, "number": number, "version": version,
             "events": room.steps, "resolutions": room.resolutions(),
         }
-        json.dump(line, sys.stdout, separators=(",", ":"))
-        sys.stdout.write("\n")
+        # Not `json.dump`, which encodes in Python.
+        print(json.dumps(line, separators=(",", ":")))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ use ruma::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::samples::{json, key_of};
+use crate::samples::{config, json, key_of};
 
 const NOW_MS: u64 = 1_800_000_000_000;
 
@@ -46,6 +46,8 @@ fn answer(mut keys: Value, old: Value, valid_until: Value, more: Value) -> Canon
 }
 
 proptest! {
+    #![proptest_config(config())]
+
     #[test] // Room version 5, "Signing key validity period"
     fn what_is_published_is_bounded_in_number_and_time(
         keys in listed(), old in listed(), valid_until in 0_u64..1 << 53, more in json(),

@@ -16,7 +16,7 @@ use ruma::{
 };
 use serde_json::json;
 
-use crate::samples::{event, server, version};
+use crate::samples::{config, event, server, version};
 
 /// An event, and which of those before it it is built upon.
 type Drawn = (CanonicalJsonObject, Vec<Index>, bool);
@@ -115,6 +115,8 @@ fn drawn() -> impl Strategy<Value = Drawn> {
 }
 
 proptest! {
+    #![proptest_config(config())]
+
     #[test] // Room version 2, "State resolution"
     fn what_was_accepted_can_be_resolved_in_any_order(
         version in version(), events in vec(drawn(), 0..16), together in vec(any::<Index>(), 2..5),
