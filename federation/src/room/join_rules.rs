@@ -118,3 +118,6 @@ impl Event for Read {
         self.0.is_rejected()
     }
 }
+
+#[cfg(test)]
+mod tests;
