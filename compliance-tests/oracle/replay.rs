@@ -206,7 +206,13 @@ impl Replay {
 
     /// The state that follows from those after some events.
     fn resolve(&self, after: &[OwnedEventId]) -> Result<StateMap, Difference> {
-        let states: Vec<StateMap> = after.iter().map(|id| self.after[id].clone()).collect();
+        let state = |id| {
+            let state = self.after.get(id);
+            state
+                .expect("events stand behind those before them")
+                .clone()
+        };
+        let states: Vec<StateMap> = after.iter().map(state).collect();
         resolve(&self.rules, &states, |id| self.event(id))
             .map_err(|error| format!("no state from those after {after:?}: {error}"))
     }

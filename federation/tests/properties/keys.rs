@@ -32,12 +32,12 @@ fn listed() -> impl Strategy<Value = Value> {
         .prop_map(|entries| Value::Object(Map::from_iter(entries)))
 }
 
-fn answer(mut keys: Value, old: Value, valid_until: Value, more: Value) -> CanonicalJsonObject {
+fn answer(mut keys: Value, old: Value, valid_until: u64, more: &Value) -> CanonicalJsonObject {
     let key = key_of("a.example");
     keys["ed25519:k"] = json!({ "key": public_key_base64(&key) });
     let mut object = json!({ "more": more });
     object["server_name"] = "a.example".into();
-    object["valid_until_ts"] = valid_until;
+    object["valid_until_ts"] = valid_until.into();
     object["verify_keys"] = keys;
     object["old_verify_keys"] = old;
     let mut object: CanonicalJsonObject = serde_json::from_value(object).unwrap();
@@ -52,7 +52,7 @@ proptest! {
     fn what_is_published_is_bounded_in_number_and_time(
         keys in listed(), old in listed(), valid_until in 0_u64..1 << 53, more in json(),
     ) {
-        let object = answer(keys, old, valid_until.into(), more);
+        let object = answer(keys, old, valid_until, &more);
         let json = serde_json::to_vec(&object).unwrap();
         if let Ok(published) = Published::check(server_name!("a.example"), &json, NOW_MS) {
             prop_assert!(json.len() <= ANSWER_BYTES_MAX);
@@ -70,7 +70,7 @@ proptest! {
     ) {
         let mut known = ServerKeys::default();
         for (keys, old, is_newest) in answers {
-            let object = answer(keys, old, NOW_MS.into(), Value::Null);
+            let object = answer(keys, old, NOW_MS, &Value::Null);
             let Ok(published) = Published::check_object(server_name!("a.example"), object, NOW_MS) else {
                 continue;
             };

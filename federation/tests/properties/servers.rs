@@ -5,7 +5,10 @@ use federation::wire::{
     request::{HEADER_BYTES_MAX, HeaderError, Request, XMatrix},
 };
 use proptest::{collection::vec, option, prelude::*};
-use ruma::{OwnedServerName, ServerName};
+use ruma::{
+    OwnedServerName, ServerName,
+    serde::{Base64, base64::Standard},
+};
 
 use crate::samples::{config, json, key_of, server, text};
 
@@ -21,10 +24,11 @@ fn header() -> impl Strategy<Value = String> {
         "[A-Za-z0-9+/_=-]{0,12}",
         text()
     ];
-    let written = (value, any::<bool>()).prop_map(|(value, quoted)| match quoted {
-        true => format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"")),
-        false => value,
-    });
+    let written = (value, any::<bool>()).prop_map(
+        |(value, quoted)| {
+            if quoted { quote(&value) } else { value }
+        },
+    );
     let blanks = "[ \t]{0,2}";
     let parameter = (blanks, name, blanks, written, blanks)
         .prop_map(|(a, name, b, value, c)| format!("{a}{name}{b}={value}{c}"));
@@ -33,6 +37,11 @@ fn header() -> impl Strategy<Value = String> {
         1 => format!("X-Matrix {}", parameters.join(",").repeat(50)),
         _ => format!("X-Matrix {}", parameters.join(",")),
     })
+}
+
+/// "quoted-string" of RFC 9110.
+fn quote(value: &str) -> String {
+    format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 fn srv() -> impl Strategy<Value = Srv> {
@@ -57,15 +66,14 @@ proptest! {
         match XMatrix::parse(&header) {
             Ok(read) => {
                 prop_assert!(header.len() <= HEADER_BYTES_MAX);
-                let mut written = format!(
-                    r#"X-Matrix origin="{}",key="{}",sig="{}""#,
+                let destination = read.destination.as_ref().map(|name| format!(r#"destination="{name}","#));
+                let written = format!(
+                    r#"X-Matrix {}origin="{}",key={},sig="{}""#,
+                    destination.unwrap_or_default(),
                     read.origin,
-                    read.key_id.replace('\\', "\\\\").replace('"', "\\\""),
-                    ruma::serde::Base64::<ruma::serde::base64::Standard, _>::new(&read.signature),
+                    quote(&read.key_id),
+                    Base64::<Standard, _>::new(&read.signature),
                 );
-                if let Some(destination) = &read.destination {
-                    written += &format!(r#",destination="{destination}""#);
-                }
                 prop_assert_eq!(XMatrix::parse(&written), Ok(read));
             }
             Err(error) => {
