@@ -16,7 +16,7 @@ use ruma::{
 };
 use serde_json::json;
 
-use crate::samples::{config, event, server, version};
+use crate::samples::{event, quick, server, version};
 
 /// An event, and which of those before it it is built upon.
 type Drawn = (CanonicalJsonObject, Vec<Index>, bool);
@@ -115,7 +115,7 @@ fn drawn() -> impl Strategy<Value = Drawn> {
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(quick())]
 
     #[test] // Room version 2, "State resolution"
     fn what_was_accepted_can_be_resolved_in_any_order(

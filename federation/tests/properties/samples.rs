@@ -5,15 +5,25 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use ruma::{CanonicalJsonObject, RoomVersionId};
 use serde_json::{Map, Value, json};
 
-/// A quarter of `PROPTEST_CASES`, or of the 256 that there are without it. What fails becomes a test of its own, not a
-/// file of seeds.
-pub(crate) fn config() -> ProptestConfig {
+/// For how many inputs a property is looked at: `PROPTEST_CASES` says it, or the 256 that there are without it, and how
+/// much it takes. What fails becomes a test of its own, not a file of seeds.
+fn config(share: u32) -> ProptestConfig {
     let default = ProptestConfig::default();
     ProptestConfig {
-        cases: default.cases / 4,
+        cases: default.cases / share,
         failure_persistence: None,
         ..default
     }
+}
+
+/// Of properties that take microseconds.
+pub(crate) fn quick() -> ProptestConfig {
+    config(4)
+}
+
+/// Of properties that sign, or fill a transaction.
+pub(crate) fn slow() -> ProptestConfig {
+    config(16)
 }
 
 const KINDS: [&str; 10] = [
@@ -104,6 +114,7 @@ pub(crate) fn text() -> impl Strategy<Value = String> {
         8 => select(&TEXTS[..]).prop_map(str::to_owned),
         2 => any::<String>(),
         1 => (250_usize..260).prop_map(|bytes| "x".repeat(bytes)),
+        1 => (120_usize..260).prop_map(|characters| "ä".repeat(characters)),
     ]
 }
 
