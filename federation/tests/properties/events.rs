@@ -109,7 +109,12 @@ proptest! {
             return Ok(());
         }
         let keys = keys_of(&key);
-        let servers: Vec<_> = required(&object, &rules).unwrap().servers.into_keys().collect();
+        // A member event without a membership says not whose signatures it needs.
+        let Ok(required) = required(&object, &rules) else {
+            prop_assert_eq!(object["type"].as_str(), Some("m.room.member"));
+            return Ok(());
+        };
+        let servers: Vec<_> = required.servers.into_keys().collect();
         prop_assert_eq!(servers, ["a.example"]);
         let verified = verify(&object, &rules, &keys).unwrap();
         let mut expected = object.clone();
