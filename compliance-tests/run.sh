@@ -32,6 +32,9 @@ RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-it
 
 [[ ${1-} != --quick ]] || exit 0
 
+step "authorisation and state resolution, against Synapse's"
+bash compliance-tests/oracle/run.sh
+
 step "real clients"
 # As above, or other features of the same crates would be built again.
 cargo build --workspace --bin guildhall

@@ -2,6 +2,7 @@
 
 pub mod acl;
 pub mod auth;
+mod join_rules;
 mod power;
 pub mod resolve;
 mod state;

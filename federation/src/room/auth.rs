@@ -14,7 +14,7 @@ use ruma::{
     },
 };
 
-use super::StateMap;
+use super::{StateMap, join_rules::Read};
 use crate::event::{Draft, Pdu};
 
 /// Why the authorisation rules do not allow an event.
@@ -126,12 +126,12 @@ pub fn allowed_by_auth_events(
         .and_then(|id| fetch_event(&id));
     check_state_dependent_auth_rules(rules, pdu, |kind, key| {
         if *kind == StateEventType::RoomCreate && create.is_some() {
-            return create.clone();
+            return create.clone().map(Read::from);
         }
-        auth_events
+        let found = auth_events
             .iter()
-            .find(|event| event.is_state(&kind.to_string(), key))
-            .cloned()
+            .find(|event| event.is_state(&kind.to_string(), key));
+        Read::of_state(kind, found.cloned())
     })?;
     Ok(())
 }
@@ -146,6 +146,8 @@ pub fn allowed_by_state(
     rules: &AuthorizationRules,
     fetch_state: impl Fn(&str, &str) -> Option<Arc<Pdu>>,
 ) -> Result<(), AuthRejection> {
-    check_state_dependent_auth_rules(rules, pdu, |kind, key| fetch_state(&kind.to_string(), key))?;
+    check_state_dependent_auth_rules(rules, pdu, |kind, key| {
+        Read::of_state(kind, fetch_state(&kind.to_string(), key))
+    })?;
     Ok(())
 }

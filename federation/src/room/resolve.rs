@@ -15,7 +15,7 @@ use ruma::{
     state_res::{self, StateMap as Entries, utils::event_id_set::EventIdSet},
 };
 
-use super::StateMap;
+use super::{StateMap, join_rules::Read};
 use crate::event::Pdu;
 
 /// How many events of auth chains one resolution looks at, at most.
@@ -70,7 +70,7 @@ pub fn resolve(
         v2,
         &entries,
         chains,
-        |id| known.event(id),
+        |id| Read::by_id(id, |id| known.event(id)),
         |conflicted| known.subgraph(conflicted.values().flatten()),
     )
     .map_err(|error| Unresolvable::Failed(error.to_string()))?;
