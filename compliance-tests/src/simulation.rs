@@ -97,7 +97,7 @@ pub fn run(seed: u64) -> Run {
         simulation.clone().live().await;
         simulation.heal().await;
         simulation.have_last_words().await;
-        simulation.check().await;
+        simulation.check();
         simulation.end().await
     });
     problems.extend(trace::panics());
@@ -329,7 +329,7 @@ impl Simulation {
         }
     }
 
-    async fn check(&self) {
+    fn check(&self) {
         let world = crate::checks::Checked {
             apps: self.hosts.iter().map(|host| host.app()).collect(),
             rooms: self.rooms().into_iter().map(|room| room.id).collect(),

@@ -129,7 +129,7 @@ impl Host {
 
     fn config(&self) -> Config {
         let mut config = Config::default();
-        config.data.directory = self.directory.path().to_owned();
+        self.directory.path().clone_into(&mut config.data.directory);
         config.server.name.clone_from(&self.name);
         config.registration.mode = RegistrationMode::Open;
         config.testing.rate_limits_off = true;

@@ -155,7 +155,7 @@ impl Liar {
         let version = &entered.version;
         let sound = |text: &str, prev: &[&String]| {
             let content = json!({ "msgtype": "m.text", "body": text });
-            self.event(room, &entered, "m.room.message", None, content, prev)
+            self.event(room, &entered, "m.room.message", None, &content, prev)
         };
         let mut events = Vec::new();
         let what = match chance.between(0, 11) {
@@ -215,7 +215,7 @@ impl Liar {
                 // The events that it names allow it, the state of the room does not.
                 let content = json!({ "membership": "leave" });
                 let kind = "m.room.member";
-                let leave = self.event(room, &entered, kind, Some(USER), content, &[&newest]);
+                let leave = self.event(room, &entered, kind, Some(USER), &content, &[&newest]);
                 let left = id_of(&leave, version);
                 let late = sound("after it left", &[&left]);
                 let mut known = self.known();
@@ -278,13 +278,13 @@ impl Liar {
             }
             _ => {
                 let content = json!({ "msgtype": "m.text", "body": "I owe you" });
-                let event = self.event(room, entered, "m.room.message", None, content, &[prev]);
+                let event = self.event(room, entered, "m.room.message", None, &content, &[prev]);
                 let mut event = event;
                 event["sender"] = victim.into();
                 return self.stranger.sign_event(event, &entered.version).1;
             }
         };
-        self.event(room, entered, kind, key, content, &[prev])
+        self.event(room, entered, kind, key, &content, &[prev])
     }
 
     /// Events that rest on each other, beginning with one that nobody allowed. The ID of the last one.
@@ -297,7 +297,7 @@ impl Liar {
                 entered,
                 "m.room.power_levels",
                 Some(""),
-                content,
+                &content,
                 &[&last],
             );
             event["auth_events"] = json!([last]);
@@ -314,7 +314,7 @@ impl Liar {
         entered: &Entered,
         kind: &str,
         key: Option<&str>,
-        content: Value,
+        content: &Value,
         prev: &[&String],
     ) -> Value {
         let mut event = json!({

@@ -13,7 +13,7 @@ use super::*;
 /// The SHA-256 of "abc", as FIPS 180-2 gives it.
 const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-async fn files() -> (TempDir, Files) {
+fn files() -> (TempDir, Files) {
     let directory = tempfile::tempdir().unwrap();
     let files = Files::open(directory.path()).unwrap();
     (directory, files)
@@ -77,7 +77,7 @@ async fn unreferenced() -> Result<bool, FilesError> {
 
 #[tokio::test]
 async fn a_content_lies_under_its_hash_and_is_read_back() {
-    let (directory, files) = files().await;
+    let (directory, files) = files();
     let kept = files
         .put(body(vec![Ok(b"a"), Ok(b""), Ok(b"bc")]), 3)
         .await
@@ -100,7 +100,7 @@ async fn a_content_lies_under_its_hash_and_is_read_back() {
 
 #[tokio::test]
 async fn two_uploads_of_the_same_content_share_one_file() {
-    let (directory, files) = files().await;
+    let (directory, files) = files();
     let first = files.put(whole("same"), 100).await.unwrap();
     let second = files
         .put(body(vec![Ok(b"sa"), Ok(b"me")]), 100)
@@ -113,7 +113,7 @@ async fn two_uploads_of_the_same_content_share_one_file() {
 
 #[tokio::test]
 async fn an_empty_content_is_a_content() {
-    let (_directory, files) = files().await;
+    let (_directory, files) = files();
     let kept = files.put(body(vec![]), 0).await.unwrap();
     assert_eq!(kept.length, 0);
     assert_eq!(content(&files, &kept.hash).await.unwrap(), "");
@@ -121,7 +121,7 @@ async fn an_empty_content_is_a_content() {
 
 #[tokio::test]
 async fn a_content_of_exactly_the_limit_is_kept_and_one_byte_more_is_not() {
-    let (directory, files) = files().await;
+    let (directory, files) = files();
     assert!(
         files
             .put(body(vec![Ok(b"12345"), Ok(b"678")]), 8)
@@ -163,14 +163,14 @@ async fn a_body_that_announces_too_much_is_not_read() {
         }
     }
 
-    let (_directory, files) = files().await;
+    let (_directory, files) = files();
     let error = files.put(Announced, (1 << 30) - 1).await.unwrap_err();
     assert!(matches!(error, PutError::TooLarge { .. }), "{error:?}");
 }
 
 #[tokio::test]
 async fn a_body_that_breaks_off_leaves_nothing() {
-    let (directory, files) = files().await;
+    let (directory, files) = files();
     let broken = body(vec![Ok(b"begun"), Err(ErrorKind::ConnectionReset.into())]);
     let error = files.put(broken, 100).await.unwrap_err();
 
@@ -180,7 +180,7 @@ async fn a_body_that_breaks_off_leaves_nothing() {
 
 #[tokio::test]
 async fn an_upload_that_is_given_up_leaves_nothing() {
-    let (directory, files) = files().await;
+    let (directory, files) = files();
     let mut incoming = files.receive(100).await.unwrap();
     incoming.write(b"begun").await.unwrap();
     assert_eq!(all_files(directory.path()).len(), 1);
@@ -191,7 +191,7 @@ async fn an_upload_that_is_given_up_leaves_nothing() {
 
 #[tokio::test]
 async fn what_an_earlier_process_left_half_written_is_gone_after_the_start() {
-    let (directory, files) = files().await;
+    let (directory, files) = files();
     let kept = files.put(whole("whole"), 100).await.unwrap();
     for name in ["0", "17"] {
         std::fs::write(directory.path().join("incoming").join(name), "half").unwrap();
@@ -208,7 +208,7 @@ async fn what_an_earlier_process_left_half_written_is_gone_after_the_start() {
 
 #[tokio::test]
 async fn what_is_not_there_is_not_an_error() {
-    let (_directory, files) = files().await;
+    let (_directory, files) = files();
     let hash = ContentHash::of(b"never seen");
     assert!(files.read(&hash).await.unwrap().is_none());
     assert!(files.open_blocking(&hash).unwrap().is_none());
@@ -220,7 +220,7 @@ async fn what_is_not_there_is_not_an_error() {
 
 #[tokio::test]
 async fn an_unreferenced_content_is_deleted_once_its_pin_is_gone() {
-    let (directory, files) = files().await;
+    let (directory, files) = files();
     let Kept { hash, pin, .. } = files.put(whole("short-lived"), 100).await.unwrap();
     let again = files.put(whole("short-lived"), 100).await.unwrap();
 
@@ -240,7 +240,7 @@ async fn an_unreferenced_content_is_deleted_once_its_pin_is_gone() {
 
 #[tokio::test]
 async fn a_referenced_content_stays() {
-    let (_directory, files) = files().await;
+    let (_directory, files) = files();
     let hash = files.put(whole("named by a row"), 100).await.unwrap().hash;
 
     let referenced = async || Ok::<_, FilesError>(true);
@@ -255,7 +255,7 @@ async fn a_referenced_content_stays() {
 /// comes first, the committed row finds its content.
 #[tokio::test]
 async fn a_content_kept_anew_while_it_is_deleted_survives() {
-    let (_directory, files) = files().await;
+    let (_directory, files) = files();
     let hash = files.put(whole("contested"), 100).await.unwrap().hash;
     let committed = AtomicBool::new(false);
     let asked = Notify::new();
@@ -288,7 +288,7 @@ async fn a_content_kept_anew_while_it_is_deleted_survives() {
 
 #[tokio::test]
 async fn a_deleted_content_can_still_be_read_by_who_has_it_open() {
-    let (_directory, files) = files().await;
+    let (_directory, files) = files();
     let hash = files.put(whole("still here"), 100).await.unwrap().hash;
     let reader = files.read(&hash).await.unwrap().unwrap();
 
@@ -302,7 +302,7 @@ async fn a_deleted_content_can_still_be_read_by_who_has_it_open() {
 #[tokio::test]
 async fn a_large_content_is_streamed_in_pieces_of_bounded_size() {
     const LENGTH: usize = 1_000_003;
-    let (_directory, files) = files().await;
+    let (_directory, files) = files();
     let bytes: Vec<u8> = (0..LENGTH)
         .map(|i| u8::try_from(i % 251).unwrap())
         .collect();
@@ -327,7 +327,7 @@ async fn a_large_content_is_streamed_in_pieces_of_bounded_size() {
 
 #[tokio::test]
 async fn a_content_cut_short_on_disk_is_an_error_not_a_shorter_content() {
-    let (directory, files) = files().await;
+    let (directory, files) = files();
     let kept = files.put(whole("0123456789"), 100).await.unwrap();
     let reader = files.read(&kept.hash).await.unwrap().unwrap();
     let [path] = all_files(directory.path()).try_into().unwrap();
@@ -350,7 +350,7 @@ async fn a_content_cut_short_on_disk_is_an_error_not_a_shorter_content() {
 
 #[tokio::test]
 async fn a_content_too_large_for_memory_is_not_read_into_it() {
-    let (_directory, files) = files().await;
+    let (_directory, files) = files();
     let hash = files.put(whole("0123456789"), 100).await.unwrap().hash;
     let read = async |bytes_max| {
         files
@@ -386,7 +386,7 @@ fn a_hash_is_read_back_from_its_text_and_from_nothing_else() {
 
 #[tokio::test]
 async fn everything_can_be_awaited_in_a_task_of_its_own() {
-    let (_directory, files) = files().await;
+    let (_directory, files) = files();
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(async move {
         let hash = files.put(whole("moved"), 100).await.unwrap().hash;
