@@ -94,31 +94,35 @@ pub(super) fn room_meant(app: &App, text: &str) -> ApiResult<OwnedRoomId> {
     room_id.ok_or_else(|| ApiError::not_found("there is no such alias"))
 }
 
+/// How the errcodes begin that servers have for each other where one cannot let a user into a restricted room.
+const UNABLE: &str = "M_UNABLE_TO_";
+
 async fn join(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<Value> {
     caller.limit(&app, Doing::Join)?;
     caller.must_not_be_suspended()?;
     let (room_id, via) = room_to_enter(&app, &request).await?;
     let mut extra: Map<String, Value> = request.json()?;
     extra.remove("third_party_signed");
-    let elsewhere = app.config.federation.enabled && join::is_elsewhere(&app, &room_id)?;
-    if !elsewhere {
+    let federates = app.config.federation.enabled;
+    let servers = join::candidates(&app, &caller, &room_id, &via)?;
+    if !(federates && join::is_elsewhere(&app, &room_id)?) {
         let change = with_reason(
             Change::plain(caller.user_id.clone(), To::Join),
             extra.clone(),
         );
         match members::change(&app, &caller, &room_id, change).await {
-            // Somebody on another server may have the power.
-            Err(error)
-                if app.config.federation.enabled
-                    && (error.errcode == "M_UNABLE_TO_GRANT_JOIN"
-                        || error.errcode == "M_UNABLE_TO_AUTHORISE_JOIN") => {}
+            // Somebody on another server may know more, or have the power.
+            Err(error) if federates && !servers.is_empty() && error.errcode.starts_with(UNABLE) => {
+            }
+            Err(error) if error.errcode.starts_with(UNABLE) => {
+                return Err(ApiError::forbidden(error.message));
+            }
             outcome => {
                 outcome?;
                 return Ok(json!({ "room_id": room_id }));
             }
         }
     }
-    let servers = join::candidates(&app, &caller, &room_id, &via)?;
     join::join(&app, &caller, &room_id, &servers, &extra).await?;
     Ok(json!({ "room_id": room_id }))
 }
