@@ -482,6 +482,10 @@ async fn a_server_that_shares_a_room_for_the_first_time_is_told_to_look_up_the_l
     let told = third.edu("m.device_list_update", |_| true).await;
     assert_eq!(told["user_id"], "@alice:hs1");
     assert_eq!(told.get("prev_id"), None, "nothing came before");
+    assert!(
+        told["keys"].is_object(),
+        "there is something to look up: {told}"
+    );
     // A user who joins is told of.
     let dave = world.register("dave").await;
     upload_keys(&dave).await;

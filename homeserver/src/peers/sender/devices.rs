@@ -65,8 +65,18 @@ pub(super) fn edus(app: &App, user: UserNum, told: Told) -> ApiResult<(Vec<Box<R
         until,
     };
     let Some(changes) = changes else {
-        // Any device will do: what counts is that nothing is named that came before.
-        if let Some((device, _)) = app.accounts.devices(user)?.into_iter().next() {
+        // What counts is that nothing is named that came before. One with keys says that there is something to look up.
+        let mut named = None;
+        for (device, _) in app.accounts.devices(user)? {
+            let has_keys = keys::device_keys(app, user, &device)?.is_some();
+            if has_keys || named.is_none() {
+                named = Some(device);
+            }
+            if has_keys {
+                break;
+            }
+        }
+        if let Some(device) = named {
             let content = update(app, user, &user_id, device, (None, until))?;
             edus.push(write("m.device_list_update", &content));
         }
