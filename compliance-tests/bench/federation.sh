@@ -12,12 +12,7 @@
 # Environment: as for run.sh.
 set -euo pipefail
 
-# The server takes every variable that begins like this for a key of its configuration.
-while read -r name; do export -n "$name"; done < <(compgen -A export GUILDHALL_)
-
 bench=$(cd "$(dirname "$0")" && pwd)
-repository=$(cd "$bench/../.." && pwd)
-target=${CARGO_TARGET_DIR:-$repository/target}
 # shellcheck source=servers.sh
 source "$bench/servers.sh"
 # shellcheck source=../synapse/tls.sh

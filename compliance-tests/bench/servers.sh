@@ -9,6 +9,11 @@
 # With $tls, a directory with a test CA and a certificate, the server federates: it is called $server_name, an
 # address with a port, and listens there for other servers.
 
+# The server takes every variable that begins like this for a key of its configuration.
+while read -r name; do export -n "$name"; done < <(compgen -A export GUILDHALL_)
+
+repository=$(cd "$bench/../.." && pwd)
+target=${CARGO_TARGET_DIR:-$repository/target}
 # shellcheck source=../synapse/install.sh
 source "$bench/../synapse/install.sh"
 

@@ -177,7 +177,26 @@ impl Network {
     }
 }
 
-fn pair(one: &str, other: &str) -> (String, String) {
+/// The whole answer of a router.
+pub(crate) async fn answered(
+    router: Router,
+    request: http::Request<Body>,
+    bytes_max: usize,
+) -> Result<http::Response<Bytes>, Lost> {
+    let response = router.oneshot(request).await;
+    let (parts, body) = response.expect("a router does not fail").into_parts();
+    let body = Limited::new(body, bytes_max).collect().await;
+    let body = body.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            Lost::TooLarge { bytes_max }
+        } else {
+            Lost::BrokeOff(error.to_string())
+        }
+    })?;
+    Ok(http::Response::from_parts(parts, body.to_bytes()))
+}
+
+pub(crate) fn pair(one: &str, other: &str) -> (String, String) {
     let (small, large) = if one < other {
         (one, other)
     } else {
@@ -238,21 +257,8 @@ impl Transport for Link {
             let Some((router, lost)) = self.network.route(self.name.as_str(), &outgoing) else {
                 return Err(Lost::Unreachable("there is no way to it".to_owned()));
             };
-            let bytes_max = outgoing.bytes_max;
-            let answer = async {
-                let request = outgoing.request.map(Body::from);
-                let response = router.oneshot(request).await;
-                let (parts, body) = response.expect("a router does not fail").into_parts();
-                let body = Limited::new(body, bytes_max).collect().await;
-                let body = body.map_err(|error| {
-                    if error.is::<LengthLimitError>() {
-                        Lost::TooLarge { bytes_max }
-                    } else {
-                        Lost::BrokeOff(error.to_string())
-                    }
-                })?;
-                Ok(http::Response::from_parts(parts, body.to_bytes()))
-            };
+            let request = outgoing.request.map(Body::from);
+            let answer = answered(router, request, outgoing.bytes_max);
             let answer = tokio::time::timeout(outgoing.timeout, answer).await;
             let answer = answer.map_err(|_| Lost::TimedOut)?;
             if lost {

@@ -26,6 +26,7 @@ pub mod rules;
 pub mod send;
 pub mod served;
 pub mod spaces;
+mod steps;
 pub mod turn;
 pub mod upgrade;
 

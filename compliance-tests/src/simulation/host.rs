@@ -8,23 +8,22 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body};
+use axum::body::Body;
 use bytes::Bytes;
 use homeserver::{
     config::{Config, RegistrationMode},
     seams::{Clock, Entropy, Lost, Seams, Transport},
     server::{App, Server},
 };
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use ruma::{OwnedServerName, ServerName};
 use store::{
     CacheSizes, Store,
     kv::{Kv, Memory},
 };
 use tokio::{sync::oneshot, task::JoinSet};
-use tower::ServiceExt as _;
 
 use super::chance::Chance;
+use crate::network::answered;
 
 /// The longest time that writing a group of commits takes, in milliseconds.
 const COMMIT_MS_MAX: u64 = 6;
@@ -184,25 +183,6 @@ impl Host {
     fn up(&self) -> MutexGuard<'_, Option<Running>> {
         self.up.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The whole answer of a router.
-pub(crate) async fn answered(
-    router: Router,
-    request: http::Request<Body>,
-    bytes_max: usize,
-) -> Result<http::Response<Bytes>, Lost> {
-    let response = router.oneshot(request).await;
-    let (parts, body) = response.expect("a router does not fail").into_parts();
-    let body = Limited::new(body, bytes_max).collect().await;
-    let body = body.map_err(|error| {
-        if error.is::<LengthLimitError>() {
-            Lost::TooLarge { bytes_max }
-        } else {
-            Lost::BrokeOff(error.to_string())
-        }
-    })?;
-    Ok(http::Response::from_parts(parts, body.to_bytes()))
 }
 
 /// A clock that shows `at_ms` now, and goes with tokio's.

@@ -16,11 +16,8 @@ use homeserver::seams::{Lost, Outgoing, Transport};
 use http::Method;
 use tokio::task::JoinSet;
 
-use super::{
-    chance::Chance,
-    host::{Host, answered},
-    trace::Trace,
-};
+use super::{chance::Chance, host::Host, trace::Trace};
+use crate::network::{answered, pair};
 
 /// What a server asks when it misses something.
 const GAP_PATHS: [&str; 5] = [
@@ -333,15 +330,6 @@ impl Fate {
             }
         }
     }
-}
-
-fn pair(one: &str, other: &str) -> (String, String) {
-    let (small, large) = if one < other {
-        (one, other)
-    } else {
-        (other, one)
-    };
-    (small.to_owned(), large.to_owned())
 }
 
 /// The way of one server to the others.

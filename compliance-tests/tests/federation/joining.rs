@@ -25,6 +25,14 @@ struct Pair {
 }
 
 impl Pair {
+    /// With alice on the first and bob on the second.
+    async fn with_users() -> (Self, Client, Client) {
+        let pair = Self::new().await;
+        let alice = pair.hs1.register("alice").await;
+        let bob = pair.hs2.register("bob").await;
+        (pair, alice, bob)
+    }
+
     async fn new() -> Self {
         let network = Network::new();
         Self {
@@ -37,11 +45,7 @@ impl Pair {
 
 #[tokio::test]
 async fn a_user_joins_a_room_of_another_server_and_sees_its_state() {
-    let pair = Pair::new().await;
-    let (alice, bob) = (
-        pair.hs1.register("alice").await,
-        pair.hs2.register("bob").await,
-    );
+    let (_pair, alice, bob) = Pair::with_users().await;
     let room = alice.public_room().await;
     alice
         .set_state(&room, "m.room.topic", "", json!({ "topic": "far away" }))
@@ -79,11 +83,7 @@ async fn a_user_joins_a_room_of_another_server_and_sees_its_state() {
 
 #[tokio::test]
 async fn a_room_that_no_server_lets_in_is_refused_with_the_reason() {
-    let pair = Pair::new().await;
-    let (alice, bob) = (
-        pair.hs1.register("alice").await,
-        pair.hs2.register("bob").await,
-    );
+    let (pair, alice, bob) = Pair::with_users().await;
     let room = alice
         .post("/v3/createRoom", json!({ "preset": "private_chat" }))
         .await
@@ -99,11 +99,7 @@ async fn a_room_that_no_server_lets_in_is_refused_with_the_reason() {
 
 #[tokio::test]
 async fn an_invited_user_sees_what_the_room_is_and_joins_or_refuses() {
-    let pair = Pair::new().await;
-    let (alice, bob) = (
-        pair.hs1.register("alice").await,
-        pair.hs2.register("bob").await,
-    );
+    let (_pair, alice, bob) = Pair::with_users().await;
     let room = alice
         .post(
             "/v3/createRoom",
@@ -158,11 +154,7 @@ async fn an_invited_user_sees_what_the_room_is_and_joins_or_refuses() {
 
 #[tokio::test]
 async fn a_user_knocks_and_is_let_in() {
-    let pair = Pair::new().await;
-    let (alice, bob) = (
-        pair.hs1.register("alice").await,
-        pair.hs2.register("bob").await,
-    );
+    let (_pair, alice, bob) = Pair::with_users().await;
     let room = alice
         .post(
             "/v3/createRoom",
@@ -193,11 +185,7 @@ async fn a_user_knocks_and_is_let_in() {
 
 #[tokio::test]
 async fn a_restricted_room_lets_in_the_members_of_the_other_room() {
-    let pair = Pair::new().await;
-    let (alice, bob) = (
-        pair.hs1.register("alice").await,
-        pair.hs2.register("bob").await,
-    );
+    let (_pair, alice, bob) = Pair::with_users().await;
     let club = alice.public_room().await;
     let room = alice
         .post(
@@ -222,11 +210,7 @@ async fn a_restricted_room_lets_in_the_members_of_the_other_room() {
 
 #[tokio::test]
 async fn every_version_that_is_served_is_joined() {
-    let pair = Pair::new().await;
-    let (alice, bob) = (
-        pair.hs1.register("alice").await,
-        pair.hs2.register("bob").await,
-    );
+    let (_pair, alice, bob) = Pair::with_users().await;
     for version in ["6", "7", "8", "9", "10", "11", "12"] {
         let room = alice
             .post(
@@ -275,11 +259,7 @@ async fn who_joined_before_a_restart_is_there_after_it() {
 
 #[tokio::test] // "Leaving Rooms": an invite that is taken back, told to a server that is not in the room
 async fn an_invite_that_is_taken_back_is_gone() {
-    let pair = Pair::new().await;
-    let (alice, bob) = (
-        pair.hs1.register("alice").await,
-        pair.hs2.register("bob").await,
-    );
+    let (_pair, alice, bob) = Pair::with_users().await;
     let room = alice.public_room().await;
     alice.invite(&room, "@bob:hs2").await.ok();
     let first = bob.sync(None, "").await;
@@ -305,11 +285,7 @@ async fn an_invite_that_is_taken_back_is_gone() {
 
 #[tokio::test] // "Leaving Rooms (Rejecting Invites)"
 async fn an_invite_into_a_room_that_everybody_has_left_is_refused_all_the_same() {
-    let pair = Pair::new().await;
-    let (alice, bob) = (
-        pair.hs1.register("alice").await,
-        pair.hs2.register("bob").await,
-    );
+    let (_pair, alice, bob) = Pair::with_users().await;
     let room = alice.public_room().await;
     alice.invite(&room, "@bob:hs2").await.ok();
     alice.leave(&room).await.ok();

@@ -23,7 +23,8 @@ use store::{
 
 use super::{
     policy::{self, Policy},
-    turn::{Place, Turn, state_after},
+    steps::{Place, state_after},
+    turn::Turn,
 };
 use crate::error::{ApiError, ApiResult};
 

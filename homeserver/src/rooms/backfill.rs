@@ -29,7 +29,8 @@ use super::{
     Turn, foreign, gap,
     receive::Receiving,
     served,
-    turn::{Placed, replaced, state_after},
+    steps::{replaced, state_after},
+    turn::Placed,
 };
 use crate::{error::ApiResult, peers, server::App};
 

@@ -104,6 +104,8 @@ impl Filling<'_, '_> {
         let Some(view) = receiving.app.store.room(receiving.room)? else {
             return Ok(history);
         };
+        // What came with it may have its place, and wait for the flush.
+        self.receiving.flushed().await?;
         let entered = view.head.entered_depth;
         let mut events: BTreeMap<OwnedEventId, Arc<Pdu>> = BTreeMap::new();
         let mut latest = vec![pdu.event_id().to_owned()];

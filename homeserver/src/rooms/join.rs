@@ -27,7 +27,8 @@ use super::{
     foreign,
     outside::{self, OutsideRow},
     receive::is_resident,
-    turn::{Place, rules_of},
+    steps::Place,
+    turn::rules_of,
 };
 use crate::{
     error::{ApiError, ApiResult},

@@ -150,14 +150,14 @@ impl Outline {
         server: &ServerName,
     ) -> ApiResult<bool> {
         let members = [Membership::Join, Membership::Invite];
-        if self.is_open(view) || served::has_member(app, view, server, &members)? {
+        if self.is_open(view) || served::has_member(app, &view.head, server, &members)? {
             return Ok(true);
         }
         for room_id in &self.allowed {
             let room = app.store.find_room(room_id)?;
             let view = room.map(|room| app.store.room(room)).transpose()?.flatten();
             if let Some(view) = view
-                && served::is_joined(app, &view, server)?
+                && served::is_joined(app, &view.head, server)?
             {
                 return Ok(true);
             }

@@ -15,9 +15,8 @@ use ruma::{
     signatures::verify_policy_server_signature,
 };
 use serde_json::value::RawValue;
-use store::rooms::Membership;
 
-use super::Turn;
+use super::{Turn, served};
 use crate::{
     error::{ApiError, ApiResult},
     peers::{self, Limits, PeerError},
@@ -54,14 +53,8 @@ impl Turn {
             return Ok(None);
         };
         // A room cannot make a server that is not in it work for it.
-        for (user, membership) in &self.head.members {
-            if *membership == Membership::Join
-                && self.app.store.user_id(*user)?.server_name() == policy.via
-            {
-                return Ok(Some(policy));
-            }
-        }
-        Ok(None)
+        let joined = served::is_joined(&self.app, &self.head, &policy.via)?;
+        Ok(joined.then_some(policy))
     }
 }
 

@@ -19,7 +19,7 @@ use ruma::{
 };
 use store::{
     keys::StateId,
-    rooms::{Membership, OUTSIDE, RoomView, Standing, TimelineEvent},
+    rooms::{Membership, OUTSIDE, RoomHead, RoomView, Standing, TimelineEvent},
 };
 
 use super::{acl, read};
@@ -59,7 +59,7 @@ impl Asker {
     pub fn of(app: &App, room_id: &RoomId, server: &ServerName) -> ApiResult<Self> {
         let room = app.store.find_room(room_id)?.ok_or_else(unknown_room)?;
         let view = app.store.room(room)?.ok_or_else(unknown_room)?;
-        let joined = is_joined(app, &view, server)?;
+        let joined = is_joined(app, &view.head, server)?;
         let readable = || -> ApiResult<bool> {
             let visibility = read::history_visibility(app, &view.head.state)?;
             Ok(visibility == HistoryVisibility::WorldReadable)
@@ -245,15 +245,15 @@ pub fn users_of<'a>(
 /// When the store cannot be read.
 pub fn has_member(
     app: &App,
-    view: &RoomView,
+    head: &RoomHead,
     server: &ServerName,
     memberships: &[Membership],
 ) -> ApiResult<bool> {
-    for user_id in users_of(&view.head.state, server) {
+    for user_id in users_of(&head.state, server) {
         let Some(user) = app.store.find_user(&user_id)? else {
             continue;
         };
-        let present = view.head.members.get(&user);
+        let present = head.members.get(&user);
         if present.is_some_and(|present| memberships.contains(present)) {
             return Ok(true);
         }
@@ -265,8 +265,8 @@ pub fn has_member(
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn is_joined(app: &App, view: &RoomView, server: &ServerName) -> ApiResult<bool> {
-    has_member(app, view, server, &[Membership::Join])
+pub fn is_joined(app: &App, head: &RoomHead, server: &ServerName) -> ApiResult<bool> {
+    has_member(app, head, server, &[Membership::Join])
 }
 
 /// The servers of those who are joined to a room: this one first if it is among them, then those with most

@@ -104,7 +104,7 @@ async fn join(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<
     let mut extra: Map<String, Value> = request.json()?;
     extra.remove("third_party_signed");
     let federates = app.config.federation.enabled;
-    let servers = join::candidates(&app, &caller, &room_id, &via)?;
+    let mut unable = None;
     if !(federates && join::is_elsewhere(&app, &room_id)?) {
         let change = with_reason(
             Change::plain(caller.user_id.clone(), To::Join),
@@ -112,16 +112,20 @@ async fn join(app: App, Guest(caller): Guest, request: RawRequest) -> ApiResult<
         );
         match members::change(&app, &caller, &room_id, change).await {
             // Somebody on another server may know more, or have the power.
-            Err(error) if federates && !servers.is_empty() && error.errcode.starts_with(UNABLE) => {
-            }
-            Err(error) if error.errcode.starts_with(UNABLE) => {
-                return Err(ApiError::forbidden(error.message));
-            }
+            Err(error) if error.errcode.starts_with(UNABLE) => unable = Some(error),
             outcome => {
                 outcome?;
                 return Ok(json!({ "room_id": room_id }));
             }
         }
+    }
+    let servers = if federates {
+        join::candidates(&app, &caller, &room_id, &via)?
+    } else {
+        Vec::new()
+    };
+    if let Some(error) = unable.filter(|_| servers.is_empty()) {
+        return Err(ApiError::forbidden(error.message));
     }
     join::join(&app, &caller, &room_id, &servers, &extra).await?;
     Ok(json!({ "room_id": room_id }))

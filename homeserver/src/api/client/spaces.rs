@@ -22,7 +22,7 @@ use crate::{
     http::{Client, Guest, MaybeCaller, RawRequest, Routes, limits::Doing},
     rooms::{
         outline::Outline,
-        served,
+        receive::is_resident,
         spaces::{self, Child},
     },
     server::App,
@@ -194,7 +194,7 @@ async fn look(
     let room = app.store.find_room(room_id)?;
     let view = room.map(|room| app.store.room(room)).transpose()?.flatten();
     if let Some(view) = &view
-        && served::is_joined(app, view, app.server_name())?
+        && is_resident(app, view)?
     {
         return look_here(app, view, user);
     }

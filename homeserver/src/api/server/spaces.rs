@@ -15,7 +15,7 @@ use crate::{
     http::{Origin, RawRequest, Routes},
     rooms::{
         outline::Outline,
-        served,
+        receive::is_resident,
         spaces::{self, Child},
     },
     server::App,
@@ -43,7 +43,7 @@ fn look(app: &App, room_id: &RoomId, origin: &ServerName) -> ApiResult<Seen> {
         return Ok(Seen::Unknown);
     };
     // What was known when the last user of this server left is no longer true.
-    if !served::is_joined(app, &view, app.server_name())? {
+    if !is_resident(app, &view)? {
         return Ok(Seen::Unknown);
     }
     let outline = Outline::of(app, &view)?;
