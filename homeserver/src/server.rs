@@ -354,7 +354,7 @@ impl Listening {
 
 /// The engine that a configuration asks for.
 pub fn engine(config: &Config) -> Engine {
-    let cache_bytes = config.data.cache_mb * crate::config::MB;
+    let cache_bytes = config.data.cache_bytes();
     match config.data.engine {
         crate::config::Engine::Sled => Engine::Sled { cache_bytes },
         crate::config::Engine::Fjall => Engine::Fjall { cache_bytes },

@@ -19,7 +19,7 @@ pub struct Data {
     pub directory: PathBuf,
     /// The storage engine. The data of one cannot be opened by the other. Default: sled.
     pub engine: Engine,
-    /// Memory for what was read lately. Default: 64 MB.
+    /// Memory for what was read lately. Default: 24 MB.
     #[serde(deserialize_with = "plain::<Between<8, 1_048_576>, _, _>")]
     pub cache_mb: u64,
 }

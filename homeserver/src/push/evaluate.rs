@@ -110,7 +110,8 @@ pub type Version = (Position, Position);
 pub struct Wishes {
     /// Since when.
     pub version: Version,
-    rules: Ruleset,
+    /// Of a user who never changed any they are made when one is named, which most are not: they are large.
+    rules: OnceLock<Ruleset>,
     ignored: Vec<OwnedUserId>,
 }
 
@@ -125,9 +126,13 @@ pub fn wishes(app: &App, user: UserNum, user_id: &UserId) -> ApiResult<Arc<Wishe
     if let Some(wishes) = cached.filter(|wishes| wishes.version == version) {
         return Ok(wishes);
     }
+    let rules = match version.0 {
+        0 => OnceLock::new(),
+        _ => rules::of_user(&app.store, user, user_id)?.global.into(),
+    };
     let wishes = Arc::new(Wishes {
         version,
-        rules: rules::of_user(&app.store, user, user_id)?.global,
+        rules,
         ignored: account_data::ignored_by(&app.store, user)?,
     });
     app.push.evaluating.wishes.insert(user, wishes.clone());
@@ -227,7 +232,9 @@ impl<'a> Judge<'a> {
                 return common.actions.clone();
             }
         }
-        applied(&self.wishes.rules, &*flat(self.app, event)?, &self.context)
+        let made = || rules::defaults(&self.context.user_id);
+        let rules = self.wishes.rules.get_or_init(made);
+        applied(rules, &*flat(self.app, event)?, &self.context)
     }
 
     /// What the server's own rules say to whoever is not named in an event.

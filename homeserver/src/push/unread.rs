@@ -11,7 +11,7 @@
 //! Spec: client-server API, "Receiving notifications", "Threaded read receipts", "Notification counts".
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Bound,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -91,18 +91,33 @@ impl Unread {
 /// The root of a thread; `None` for what is in none.
 type Thread = Option<OwnedEventId>;
 
-/// An event that its user wants to know of. There are many, so they are small: its thread stands in
-/// [`Found::threads`].
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Counted {
-    #[serde(rename = "o")]
-    order: i64,
-    #[serde(rename = "t", default, skip_serializing_if = "std::ops::Not::not")]
-    in_thread: bool,
-    #[serde(rename = "h", default, skip_serializing_if = "std::ops::Not::not")]
-    highlight: bool,
-    #[serde(rename = "c", default, skip_serializing_if = "std::ops::Not::not")]
-    call: bool,
+/// An event that its user wants to know of: its order, and two bits of what it is. There are up to
+/// [`COUNTED_MAX`] for each user and room, so they are small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Counted(i64);
+
+impl Counted {
+    const HIGHLIGHT: i64 = 1;
+    const CALL: i64 = 2;
+
+    fn new(order: i64, highlight: bool, call: bool) -> Self {
+        let highlight = if highlight { Self::HIGHLIGHT } else { 0 };
+        let call = if call { Self::CALL } else { 0 };
+        Self(order << 2 | highlight | call)
+    }
+
+    const fn order(self) -> i64 {
+        self.0 >> 2
+    }
+
+    const fn is_highlight(self) -> bool {
+        self.0 & Self::HIGHLIGHT != 0
+    }
+
+    const fn is_call(self) -> bool {
+        self.0 & Self::CALL != 0
+    }
 }
 
 /// What was found in a room for a user, up to a position.
@@ -114,9 +129,8 @@ struct Found {
     joined_at: Position,
     upto: Position,
     /// Oldest first.
-    #[serde(rename = "events", default)]
     counted: Vec<Counted>,
-    /// The thread of each of them that is in one, by its order. A row without is from before there were.
+    /// The thread of each of them that is in one, by its order.
     threads: BTreeMap<i64, OwnedEventId>,
     /// The newest message of the user's own in each thread.
     own: Vec<(Thread, i64)>,
@@ -131,7 +145,7 @@ struct Weigh;
 impl Weighter<(UserNum, RoomNum), Arc<Found>> for Weigh {
     fn weight(&self, _: &(UserNum, RoomNum), found: &Arc<Found>) -> u64 {
         let threaded = found.threads.len() + found.own.len();
-        192 + 16 * found.counted.len() as u64 + 80 * threaded as u64
+        192 + 8 * found.counted.capacity() as u64 + 80 * threaded as u64
     }
 }
 
@@ -139,7 +153,8 @@ impl Weighter<(UserNum, RoomNum), Arc<Found>> for Weigh {
 #[derive(Debug)]
 pub struct Counting {
     found: Cache<(UserNum, RoomNum), Arc<Found>, Weigh>,
-    unwritten: Mutex<BTreeMap<(UserNum, RoomNum), Arc<Found>>>,
+    /// What is worth writing down.
+    unwritten: Mutex<BTreeSet<(UserNum, RoomNum)>>,
 }
 
 impl Default for Counting {
@@ -164,8 +179,11 @@ pub async fn write(app: App) {
             std::mem::take(&mut *unwritten)
         };
         let mut commit = Commit::new();
-        for ((user, room), found) in unwritten {
-            commit.put(UNREAD, key(user, room), &*found);
+        for place in unwritten {
+            // What is no longer remembered is made again.
+            if let Some(found) = app.push.unread.found.peek(&place) {
+                commit.put(UNREAD, key(place.0, place.1), &*found);
+            }
         }
         if !commit.is_empty() {
             // A count that is lost is made again.
@@ -175,7 +193,7 @@ pub async fn write(app: App) {
 }
 
 impl Counting {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(UserNum, RoomNum), Arc<Found>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<(UserNum, RoomNum)>> {
         self.unwritten
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -280,11 +298,8 @@ pub fn of(
     }
     let mut unread = Unread::default();
     for one in &found.counted {
-        let thread = one
-            .in_thread
-            .then(|| found.threads.get(&one.order).cloned());
-        let thread = thread.flatten();
-        if one.order > order(until) || floors.cover(&thread, one.order) {
+        let thread = found.threads.get(&one.order()).cloned();
+        if one.order() > order(until) || floors.cover(&thread, one.order()) {
             continue;
         }
         let counts = match thread {
@@ -292,8 +307,8 @@ pub fn of(
             None => &mut unread.main,
         };
         counts.notify += 1;
-        counts.highlight += u64::from(one.highlight);
-        counts.calls += u64::from(one.call);
+        counts.highlight += u64::from(one.is_highlight());
+        counts.calls += u64::from(one.is_call());
     }
     Ok(unread)
 }
@@ -344,7 +359,7 @@ impl Looking<'_> {
             unwritten: new.walked,
         };
         if let Some(old) = old.filter(|_| new.walked < WALK_EVENTS_MAX) {
-            let still = old.counted.iter().filter(|one| one.order > self.read);
+            let still = old.counted.iter().filter(|one| one.order() > self.read);
             let mut counted: Vec<_> = still.copied().collect();
             counted.append(&mut found.counted);
             found.counted = counted;
@@ -362,27 +377,28 @@ impl Looking<'_> {
         for target in new.redacted {
             let target = self.app.store.event(&target)?;
             if let Some(target) = target.filter(|target| target.redacted_by.is_some()) {
-                found.counted.retain(|one| one.order != target.order);
+                found.counted.retain(|one| one.order() != target.order);
             }
         }
         let surplus = found.counted.len().saturating_sub(COUNTED_MAX);
         for gone in found.counted.drain(..surplus) {
-            found.threads.remove(&gone.order);
+            found.threads.remove(&gone.order());
         }
         let surplus = found.own.len().saturating_sub(COUNTED_MAX);
         found.own.truncate(found.own.len() - surplus);
+        found.counted.shrink_to_fit();
         let worth = found.unwritten >= WORTH_EVENTS;
         if worth {
             found.unwritten = 0;
         }
         let found = Arc::new(found);
+        counting.found.insert(place, found.clone());
         if worth {
             let mut unwritten = counting.lock();
             if unwritten.len() < UNWRITTEN_MAX {
-                unwritten.insert(place, found.clone());
+                unwritten.insert(place);
             }
         }
-        counting.found.insert(place, found.clone());
         Ok(found)
     }
 
@@ -455,12 +471,10 @@ impl Walk {
         }
         if let Some(actions) = judge.actions(event) {
             let thread = thread_of(store, event)?;
-            self.counted.push(Counted {
-                order: event.order,
-                in_thread: thread.is_some(),
-                highlight: actions.iter().any(Action::is_highlight),
-                call: *pdu.kind() == TimelineEventType::CallInvite,
-            });
+            let highlight = actions.iter().any(Action::is_highlight);
+            let call = *pdu.kind() == TimelineEventType::CallInvite;
+            let counted = Counted::new(event.order, highlight, call);
+            self.counted.push(counted);
             self.threads.extend(thread.map(|root| (event.order, root)));
         }
         Ok(())

@@ -120,7 +120,7 @@ pub const FIRST_PAGE_ROWS: usize = 16;
 pub enum Engine {
     /// sled 0.34: the default.
     Sled {
-        /// Page cache, in bytes. The process uses three to five times as much.
+        /// Memory for the nodes that were read or written lately, in bytes.
         cache_bytes: u64,
     },
     /// fjall 3: for where disk space or write load is dear.
