@@ -22,3 +22,4 @@ mod resolving;
 mod rooms;
 mod sending;
 mod spaces;
+mod timeline_gaps;

@@ -13,7 +13,7 @@ async fn join_by(client: &Client, room: &str, server: &str) {
 }
 
 /// Follows `/sync` until an event of the room satisfies `is`.
-async fn until(client: &Client, room: &str, is: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn until(client: &Client, room: &str, is: impl Fn(&Value) -> bool) -> Value {
     let mut since: Option<String> = None;
     for _ in 0..PATIENCE {
         let sync = match &since {

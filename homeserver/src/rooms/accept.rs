@@ -18,7 +18,7 @@ use federation::{
 use ruma::{EventId, OwnedEventId, events::TimelineEventType};
 use store::{
     Commit,
-    rooms::{Standing, TxnRef},
+    rooms::{GapRow, Standing, TxnRef},
 };
 
 use super::{
@@ -116,6 +116,7 @@ impl Turn {
                 let place = Place {
                     before,
                     alone: false,
+                    gap: self.gap_before(pdu, fetched)?,
                 };
                 self.add(commit, pdu, None, Some(place)).await?;
             }
@@ -152,6 +153,7 @@ impl Turn {
                 let place = Place {
                     before,
                     alone: false,
+                    gap: None,
                 };
                 self.add(commit, pdu, txn, Some(place)).await
             }
@@ -171,7 +173,10 @@ impl Turn {
     }
 
     /// The state before an event, from the states after its `prev_events`.
-    fn state_before(
+    ///
+    /// # Errors
+    /// When the store cannot be read, or a state cannot be resolved.
+    pub(super) fn state_before(
         &self,
         pdu: &Pdu,
         fetched: &StatesAfter,
@@ -192,6 +197,23 @@ impl Turn {
         } else {
             Ok(None)
         }
+    }
+
+    /// What an event is built upon that has no place and is not older than this server's time in the room.
+    fn gap_before(&self, pdu: &Pdu, fetched: &StatesAfter) -> ApiResult<Option<GapRow>> {
+        let mut wants = Vec::new();
+        let floor = self.head.entered_depth;
+        for id in pdu
+            .prev_events()
+            .iter()
+            .filter(|id| fetched.contains_key(*id))
+        {
+            let unplaced = self.placed(id)?.is_none_or(|placed| placed.after.is_none());
+            if unplaced && self.pdu(id)?.is_none_or(|pdu| pdu.depth() >= floor) {
+                wants.push(id.clone());
+            }
+        }
+        Ok((!wants.is_empty()).then(|| GapRow::new(wants, floor)))
     }
 
     /// The state after an event that gets no place, from that before it, which is also that after it where the event

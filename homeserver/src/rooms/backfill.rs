@@ -1,33 +1,31 @@
-//! History from before this server was in a room, asked of servers that were.
+//! History from before this server was in a room, and what is missing in a gap, asked of servers that have it.
 //!
-//! It goes behind the oldest event of the timeline, never to its live end. The state before the oldest new event is
-//! asked for, too, so that the visibility of each is this server's own finding.
+//! It goes behind the oldest event of the timeline, or into the gap, never to the live end. States that do not follow
+//! from what is known are asked for, too, so that the visibility of each event is this server's own finding.
+//! Where a gap lies in the order of a timeline: `spec/decisions/0007-gaps.md`.
 //! Spec: server-server API, "Backfilling and retrieving missing events".
 
-use std::{ops::Bound, sync::Arc};
+mod fetched;
 
-use federation::{
-    event::Pdu,
-    room::{StateMap, auth::Verdict},
-};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+
+use federation::{event::Pdu, room::auth::Verdict};
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, UInt,
-    api::{
-        self,
-        federation::{backfill::get_backfill, event::get_event_by_timestamp},
-    },
+    api::{self, federation::event::get_event_by_timestamp},
     events::TimelineEventType,
 };
 use store::{
     Commit,
     keys::RoomNum,
     kv::Direction,
-    rooms::{RoomView, Standing, TimelineEvent},
+    rooms::{Gap, GapRow, RoomView, Standing, TimelineEvent},
 };
 
+use self::fetched::Past;
 use super::{
-    Turn, foreign, gap,
-    receive::Receiving,
+    Turn,
+    accept::{Missing, StatesAfter},
     served,
     steps::{replaced, state_after},
     turn::Placed,
@@ -42,6 +40,12 @@ const ROUNDS_MAX: usize = 10;
 
 /// How many servers are asked, one after the other.
 const SERVERS_MAX: usize = 3;
+
+/// How many events of a gap are known by their IDs only; what is behind further ones is not asked for.
+const WANTS_MAX: usize = 100;
+
+/// Behind how many of them is asked at a time.
+const WANTS_ASKED_MAX: usize = 20;
 
 /// Asks for what was before the oldest event that is known; whether there is more now.
 ///
@@ -61,48 +65,65 @@ pub async fn backfill(app: &App, room_id: &RoomId, room: RoomNum) -> ApiResult<b
     let servers = served::residents(app, &view)?;
     let others = servers.iter().filter(|server| *server != app.server_name());
     for server in others.take(SERVERS_MAX) {
-        let request = get_backfill::v1::Request::new(
-            room_id.to_owned(),
-            vec![oldest.pdu.event_id().to_owned()],
-            UInt::from(EVENTS_MAX),
-        );
-        let answer = match peers::ask(app, server, request).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                tracing::info!(%room_id, %server, %error, "history could not be had");
-                continue;
-            }
-        };
-        let mut raw = answer.pdus;
-        raw.truncate(EVENTS_MAX as usize);
-        let mut events = foreign::checked(app, room_id, view.rules, &raw).await;
-        let mut new = Vec::new();
-        for pdu in events.drain(..) {
-            if app.store.event(pdu.event_id())?.is_none() {
-                new.push(pdu);
-            }
-        }
-        new.sort_by_key(|pdu| pdu.depth());
-        let Some(first) = new.first() else {
+        let from = vec![oldest.pdu.event_id().to_owned()];
+        let events = fetched::from(app, &view, server, from).await?;
+        let Some(past) = fetched::past(app, &view, server, events).await? else {
             continue;
         };
-        let mut receiving = Receiving::new(app, server, room, room_id, view.rules);
-        let before = if first.prev_events().is_empty() {
-            StateMap::new()
-        } else {
-            match gap::state_before(&mut receiving, first.event_id()).await {
-                Ok(before) => before,
-                Err(error) => {
-                    tracing::info!(%room_id, %server, reason = %error.message, "history is left out");
-                    continue;
-                }
-            }
-        };
+        let count = i64::try_from(past.events.len()).unwrap_or(i64::MAX);
+        let first = oldest.order.min(0).saturating_sub(count);
         let mut turn = app.rooms.turn(app, room_id).await?;
         let mut commit = Commit::new();
-        let added = turn.add_history(&mut commit, &new, before, oldest.order)?;
+        let added = turn.add_past(&mut commit, &past, |at| first + at).await?;
         turn.finish(commit).await?.flushed().await?;
         if added {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Asks for what is missing in a gap of the timeline, the newest of it first; whether more is known now.
+///
+/// A gap in which nothing more can be had stays one.
+///
+/// # Errors
+/// When the store cannot be read or written. Servers that cannot be asked are none.
+pub async fn fill(app: &App, view: &RoomView, gap: Gap) -> ApiResult<bool> {
+    let room = view.room;
+    let _receiving = app.rooms.receiving(room).await;
+    let Some(mut row) = app.store.gap(room, gap.position)? else {
+        return Ok(false);
+    };
+    if row.wants.is_empty() || row.lowest != gap.lowest {
+        // Somebody else asked meanwhile.
+        return Ok(true);
+    }
+    let servers = served::residents(app, view)?;
+    let others = servers.iter().filter(|server| *server != app.server_name());
+    for server in others.take(SERVERS_MAX) {
+        let from = row.wants.iter().take(WANTS_ASKED_MAX).cloned().collect();
+        let mut events = fetched::from(app, view, server, from).await?;
+        events.retain(|pdu| pdu.depth() >= row.floor);
+        fetched::keep_behind(&mut events, &row.wants);
+        let surplus = events.len().saturating_sub(row.room_left());
+        events.drain(..surplus);
+        let Some(past) = fetched::past(app, view, server, events).await? else {
+            continue;
+        };
+        let known = row.wants.clone();
+        row.lowest -= i64::try_from(past.events.len()).unwrap_or(i64::MAX);
+        let mut turn = app.rooms.turn(app, &view.room_id).await?;
+        let mut commit = Commit::new();
+        let first = gap.order(row.lowest);
+        let added = turn.add_past(&mut commit, &past, |at| first + at).await?;
+        row.wants = turn.still_missing(&past.events, &row)?;
+        if row.room_left() == 0 {
+            row.wants.clear();
+        }
+        commit.gap(room, gap.position, &row);
+        turn.finish(commit).await?.flushed().await?;
+        if added || row.wants != known {
             return Ok(true);
         }
     }
@@ -193,36 +214,40 @@ fn oldest(app: &App, room: RoomNum) -> ApiResult<Option<Arc<TimelineEvent>>> {
 }
 
 impl Turn {
-    /// Adds history behind the oldest event of the timeline, which has the order `oldest`; whether any was added.
+    /// Adds events of the past, whose places `order` says by their number; whether any was added.
     ///
-    /// `events` come oldest first, `state` is the state before the first of them. An event that the authorisation
-    /// rules do not allow is kept as rejected.
+    /// An event that the authorisation rules do not allow is kept as rejected.
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn add_history(
+    async fn add_past(
         &mut self,
         commit: &mut Commit,
-        events: &[Arc<Pdu>],
-        mut state: StateMap,
-        oldest: i64,
+        past: &Past,
+        order: impl Fn(i64) -> i64,
     ) -> ApiResult<bool> {
-        let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-        let mut order = oldest.min(0).saturating_sub(count);
-        let mut added = false;
-        for pdu in events {
+        let mut added: BTreeMap<OwnedEventId, TimelineEvent> = BTreeMap::new();
+        for (at, pdu) in (0_i64..).zip(&past.events) {
+            let state = match past.states.get(pdu.event_id()) {
+                Some(state) => Some(state.clone()),
+                None => self.state_before(pdu, &StatesAfter::new(), &mut Missing::default())?,
+            };
+            let Some(state) = state else {
+                continue;
+            };
             let allowed = *pdu.kind() == TimelineEventType::RoomCreate
                 || matches!(self.judge_upon(pdu, &state, &state), Verdict::Accepted);
             if !allowed {
                 let rejected = Arc::new(pdu.as_rejected());
-                self.put_aside(commit, &rejected, Standing::Rejected, Some(state.clone()));
+                self.put_aside(commit, &rejected, Standing::Rejected, Some(state));
                 continue;
             }
+            self.redact_past(commit, pdu, &mut added).await?;
             let after = state_after(&state, pdu);
             let (redacted_by, written) = self.emptied_before(pdu)?;
             let event = TimelineEvent {
                 room: self.room,
-                order,
+                order: order(at),
                 pdu: written,
                 state_before: self.head.number(commit, self.room, &state),
                 state_after: self.head.number(commit, self.room, &after),
@@ -230,17 +255,68 @@ impl Turn {
                 redacted_by,
                 txn: None,
             };
-            commit.history(&event);
+            added.insert(pdu.event_id().to_owned(), event);
             commit.delete_aside(pdu.event_id());
             self.remember(Placed {
                 pdu: pdu.clone(),
                 standing: None,
-                after: Some(after.clone()),
+                after: Some(after),
             });
-            state = after;
-            order += 1;
-            added = true;
         }
-        Ok(added)
+        for event in added.values() {
+            commit.history(event);
+        }
+        Ok(!added.is_empty())
+    }
+
+    /// Empties what an event of the past redacts, among those that are added with it, or known before.
+    async fn redact_past(
+        &self,
+        commit: &mut Commit,
+        redaction: &Pdu,
+        added: &mut BTreeMap<OwnedEventId, TimelineEvent>,
+    ) -> ApiResult<()> {
+        if *redaction.kind() != TimelineEventType::RoomRedaction {
+            return Ok(());
+        }
+        match redaction.redacts().and_then(|id| added.get_mut(id)) {
+            Some(target) => {
+                if let Some(left) = self.emptied_by(redaction, &target.pdu)? {
+                    target.pdu = left;
+                    target.redacted_by = Some(redaction.event_id().to_owned());
+                }
+            }
+            None => {
+                if let Some(rewrite) = self.empty(commit, redaction).await? {
+                    commit.rewrite(rewrite);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is missing of a gap after some of it was placed.
+    fn still_missing(&self, events: &[Arc<Pdu>], gap: &GapRow) -> ApiResult<Vec<OwnedEventId>> {
+        let before = events.iter().filter(|pdu| pdu.depth() > gap.floor);
+        let before = before.flat_map(|pdu| pdu.prev_events());
+        let mut wants = Vec::new();
+        for id in gap.wants.iter().chain(before) {
+            let placed = self.placed(id)?;
+            if placed.is_none_or(|placed| placed.after.is_none()) && !wants.contains(id) {
+                wants.push(id.clone());
+            }
+        }
+        wants.truncate(WANTS_MAX);
+        Ok(wants)
+    }
+
+    /// The gap that a new join leaves behind what was known before; `None` if all that it is built upon is known.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(super) fn gap_since(&self, join: &Pdu) -> ApiResult<Option<GapRow>> {
+        let mut gap = GapRow::new(join.prev_events().to_vec(), self.head.entered_depth);
+        gap.wants = self.still_missing(&[], &gap)?;
+        Ok((!gap.wants.is_empty()).then_some(gap))
     }
 }

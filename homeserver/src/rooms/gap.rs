@@ -90,6 +90,18 @@ pub(super) async fn state_before(
     filling.state_before(id).await
 }
 
+/// Fetches and keeps the auth chain of an event, as the server tells it that is asked.
+///
+/// # Errors
+/// When the store cannot be read.
+pub(super) async fn auth_chain(receiving: &mut Receiving<'_>, id: &EventId) -> ApiResult<()> {
+    let mut filling = Filling {
+        receiving,
+        states: 0,
+    };
+    filling.auth_chain(id).await
+}
+
 struct Filling<'a, 'b> {
     receiving: &'a mut Receiving<'b>,
     /// How many states were asked for.

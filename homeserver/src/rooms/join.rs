@@ -328,10 +328,12 @@ impl Going<'_> {
             .rooms
             .first_turn(app, room_id.to_owned(), version.clone())
             .await?;
+        let is_new = first.is_some();
         let mut turn = match first {
             Some(turn) => turn,
             None => app.rooms.turn(app, room_id).await?,
         };
+        let gap = if is_new { None } else { turn.gap_since(&pdu)? };
         let mut commit = Commit::new();
         turn.keep_outliers(&mut commit, known)?;
         let mut before = StateMap::new();
@@ -371,6 +373,7 @@ impl Going<'_> {
         let place = Place {
             before,
             alone: true,
+            gap,
         };
         turn.add(&mut commit, &pdu, None, Some(place)).await?;
         turn.finish(commit).await?.flushed().await?;

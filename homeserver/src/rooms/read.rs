@@ -182,9 +182,8 @@ impl Sight {
                 membership: Membership::Join,
             }));
         }
-        let joined_later = row.is_some_and(|row| {
-            row.membership == Membership::Join || row.left_at > event.position()
-        });
+        let joined_later = row
+            .is_some_and(|row| row.membership == Membership::Join || row.left_at > event.place());
         let before = self.viewpoint(app, event.state_before, joined_later)?;
         let after = if event.changes_state() {
             self.viewpoint(app, event.state_after, joined_later)?

@@ -107,6 +107,15 @@ impl Turn {
         Ok((None, pdu.clone()))
     }
 
+    /// What is left of an event that is placed in the same turn as its redaction; `None` if that may not empty it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(super) fn emptied_by(&self, redaction: &Pdu, target: &Pdu) -> ApiResult<Option<Arc<Pdu>>> {
+        let may = self.may_redact(redaction, target)?;
+        may.then(|| self.left_of(target)).transpose()
+    }
+
     fn may_redact(&self, redaction: &Pdu, target: &Pdu) -> ApiResult<bool> {
         let same_server = target.sender().server_name() == redaction.sender().server_name();
         Ok(same_server || self.powers()?.can_redact(redaction.sender()))

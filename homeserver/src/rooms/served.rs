@@ -159,9 +159,11 @@ impl Asker {
             return Ok(false);
         };
         let row = app.store.user_room(user, self.view.room)?;
-        Ok(row.is_some_and(|row| {
-            row.membership == Membership::Join || row.left_at > event.position()
-        }))
+        Ok(
+            row.is_some_and(|row| {
+                row.membership == Membership::Join || row.left_at > event.place()
+            }),
+        )
     }
 
     fn at(&mut self, app: &App, id: StateId) -> ApiResult<At> {

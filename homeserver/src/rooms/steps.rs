@@ -9,7 +9,7 @@ use federation::{
     room::{StateChange, StateMap, resolve::resolve},
 };
 use ruma::OwnedEventId;
-use store::{Commit, keys::StateId};
+use store::{Commit, keys::StateId, rooms::GapRow};
 
 use super::Turn;
 use crate::{
@@ -30,6 +30,8 @@ pub(super) struct Place {
     /// Whether it takes the place of all that nothing is built upon yet: the join to a room that goes on
     /// elsewhere.
     pub(super) alone: bool,
+    /// What is missing right before it, where that is this server's own time in the room.
+    pub(super) gap: Option<GapRow>,
 }
 
 /// What an event does to the room.

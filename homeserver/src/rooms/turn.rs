@@ -26,7 +26,8 @@ use serde::Deserialize;
 use store::{
     Commit, EntryIndex, Pending, Store,
     keys::{Keyspace, Packed, Position, RoomNum, UserNum},
-    rooms::{AsideEvent, Membership, MembershipRow, NewEvent, RoomHead, Standing, TxnRef},
+    log::Change,
+    rooms::{AsideEvent, GapRow, Membership, MembershipRow, NewEvent, RoomHead, Standing, TxnRef},
 };
 use tokio::sync::OwnedMutexGuard;
 
@@ -437,8 +438,10 @@ impl Turn {
         commit: &mut Commit,
         pdu: &Arc<Pdu>,
         txn: Option<TxnRef>,
-        place: Option<Place>,
+        mut place: Option<Place>,
     ) -> ApiResult<()> {
+        let gap = place.as_mut().and_then(|place| place.gap.take());
+        let gap = gap.map(|gap| self.gap_entry(commit, gap)).transpose()?;
         let rewrite = self.empty(commit, pdu).await?;
         // What this server says itself is new, and nobody can have redacted it.
         let (redacted_by, pdu) = match &place {
@@ -475,6 +478,7 @@ impl Turn {
             txn: txn.clone(),
             rewrite,
             redacted_by,
+            gap: gap.flatten(),
         });
         for (key, row) in members {
             commit.put_raw_at(entry, key, row.pack());
@@ -494,6 +498,18 @@ impl Turn {
         self.appended
             .insert(placed.pdu.event_id().to_owned(), (placed, txn));
         Ok(())
+    }
+
+    /// The log entry of a gap, right before that of the event behind it; the gap, unless the room has all that it
+    /// may have.
+    fn gap_entry(&self, commit: &mut Commit, gap: GapRow) -> ApiResult<Option<GapRow>> {
+        let view = self.app.store.room(self.room)?;
+        if view.is_some_and(|view| view.has_gaps_max()) {
+            tracing::info!(room_id = %self.room_id, "one gap more than are written down");
+            return Ok(None);
+        }
+        commit.log(Change::Gap { room: self.room });
+        Ok(Some(gap))
     }
 
     /// Notes an event that got its place in this turn otherwise.

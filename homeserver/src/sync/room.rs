@@ -64,7 +64,8 @@ pub struct Update {
     pub members_changed: bool,
 }
 
-/// The newest events that a user may see and wants.
+/// The newest events that a user may see and wants, none of them from before a gap in the timeline; whether there
+/// are more, or may be.
 ///
 /// `lower` and `upper` bound the positions: `lower < position <= upper`.
 ///
@@ -79,7 +80,9 @@ pub fn timeline(
     wanted: &EventFilter,
 ) -> ApiResult<(Vec<Seen>, bool)> {
     let mut events = Vec::new();
-    let mut limited = false;
+    let gap = sight.view.gap_between(lower, upper);
+    let lower = gap.map(|gap| gap.position).or(lower);
+    let mut limited = gap.is_some();
     let mut walked = 0;
     let mut take = |event: Arc<TimelineEvent>| -> ApiResult<bool> {
         walked += 1;
@@ -163,6 +166,8 @@ pub fn update(app: &App, sight: &Sight, ask: &Ask<'_>) -> ApiResult<Update> {
     } else if let Some(since) = lower {
         let end = match start {
             _ if ask.state_after => upper,
+            // What an event right behind a gap changes besides itself came to be in the gap.
+            Some(start) if limited && after_gap(sight, start) => u64::try_from(start).unwrap_or(0),
             Some(start) if limited => u64::try_from(start - 1).unwrap_or(0),
             None if limited || ask.limit == 0 => upper,
             _ => since,
@@ -203,6 +208,13 @@ pub fn update(app: &App, sight: &Sight, ask: &Ask<'_>) -> ApiResult<Update> {
         state,
         members_changed,
     })
+}
+
+/// Whether there is a gap in the timeline right before an event.
+fn after_gap(sight: &Sight, order: i64) -> bool {
+    let position = u64::try_from(order).unwrap_or(0);
+    let before = position.checked_sub(2);
+    sight.view.gap_between(before, position).is_some()
 }
 
 /// The state after everything up to a position.

@@ -236,7 +236,7 @@ fn concerned(
             | Change::Forgot { user } => {
                 users.insert(*user);
             }
-            Change::ToServer { .. } | Change::Relay { .. } => {}
+            Change::ToServer { .. } | Change::Relay { .. } | Change::Gap { .. } => {}
             Change::DeviceList { user } | Change::Profile { user } => {
                 users.insert(*user);
                 users.extend(app.wakeups.users().into_iter().filter(|other| {

@@ -11,10 +11,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
     Inner, StoreError,
-    keys::{Keyspace, Packed, Position, Table},
+    keys::{Keyspace, Packed, Position, RoomNum, Table},
     kv::{Row, VALUE_BYTES_MAX},
     log::{Change, LogEntry},
-    rooms::{AsideEvent, NewEvent, WrittenEvent},
+    rooms::{AsideEvent, Gap, NewEvent, TimelineEvent, WrittenEvent},
 };
 
 /// How many commits may wait for the committer; senders wait beyond that.
@@ -39,6 +39,10 @@ pub struct Commit {
     pub(crate) entries: Vec<PendingEntry>,
     /// What it keeps outside the timelines, for readers right after.
     pub(crate) asides: Vec<Arc<AsideEvent>>,
+    /// Gaps of timelines as they are now, for readers right after.
+    pub(crate) gaps: Vec<(RoomNum, Gap)>,
+    /// What history empties, as it is now, for readers right after.
+    pub(crate) rewritten: Vec<Arc<TimelineEvent>>,
     held: Vec<Arc<()>>,
 }
 
@@ -150,6 +154,8 @@ impl Commit {
             }));
         self.entries.extend(other.entries);
         self.asides.extend(other.asides);
+        self.gaps.extend(other.gaps);
+        self.rewritten.extend(other.rewritten);
         self.held.extend(other.held);
     }
 }
@@ -347,6 +353,7 @@ pub(crate) fn write_group(inner: &Inner, jobs: impl Iterator<Item = Job>) {
     let mut published: Vec<(Position, Written)> = Vec::new();
     let mut answers = Vec::new();
     let (mut held, mut asides) = (Vec::new(), Vec::new());
+    let (mut gaps, mut rewritten) = (Vec::new(), Vec::new());
     for Job {
         mut commit,
         done,
@@ -356,6 +363,8 @@ pub(crate) fn write_group(inner: &Inner, jobs: impl Iterator<Item = Job>) {
         let first = position + 1;
         held.append(&mut commit.held);
         asides.append(&mut commit.asides);
+        gaps.append(&mut commit.gaps);
+        rewritten.append(&mut commit.rewritten);
         render(commit, &mut position, &mut rows, &mut published);
         if rows.len() >= BATCH_ROWS_MAX {
             batches.push(std::mem::take(&mut rows));
@@ -381,6 +390,12 @@ pub(crate) fn write_group(inner: &Inner, jobs: impl Iterator<Item = Job>) {
             if let Written::Event(written) = written {
                 inner.rooms.advance(written);
             }
+        }
+        for (room, gap) in gaps {
+            inner.rooms.set_gap(room, gap);
+        }
+        for event in rewritten {
+            inner.rooms.rewrite(&event);
         }
         inner.tail.publish(
             published

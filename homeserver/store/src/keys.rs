@@ -62,7 +62,7 @@ keyspaces! {
     CURSOR = 0x07;
 
     /// room, order → state ID before, flags, the event's JSON. Live orders are positions;
-    /// backfilled ones lie below zero and shrink.
+    /// backfilled ones lie below zero and shrink; those that fill a gap, below 2^62 under zero.
     TIMELINE = 0x10;
     /// event hash → room, order.
     EVENT = 0x11;
@@ -96,6 +96,8 @@ keyspaces! {
     ASIDE = 0x1f;
     /// user, room → `OutsideRow`: an invite or a knock, of a room that this server is not in.
     OUTSIDE = 0x0d;
+    /// room, position → `GapRow`: where events are missing in a timeline.
+    GAP = 0x0e;
     /// room → number of the state that got one last, if that is not the room's own.
     LAST_STATE = 0x0f;
 

@@ -98,6 +98,11 @@ pub enum Change {
         /// For which.
         server: OwnedServerName,
     },
+    /// Events are missing in a room's timeline right before the event of the next entry.
+    Gap {
+        /// Which room's.
+        room: RoomNum,
+    },
     /// An event of another server's user that this server passes on to the others in the room, as it was the
     /// one that was asked.
     Relay {

@@ -5,12 +5,14 @@
 //! the newest events beside it.
 
 mod aside;
+mod gaps;
 mod state;
 mod timeline;
 mod view;
 
 pub use self::{
     aside::{AsideEvent, OUTSIDE, Standing},
+    gaps::{GAPS_MAX, Gap, GapRow},
     state::StateBlock,
     timeline::{NewEvent, Rewrite, TimelineEvent, TxnRef},
     view::{Membership, MembershipRow, RoomHead, RoomView},

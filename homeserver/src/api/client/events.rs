@@ -2,7 +2,7 @@
 //!
 //! Spec: client-server API, "Sending events to a room", "Getting events for a room".
 
-use std::ops::Bound;
+use std::{collections::BTreeSet, ops::Bound};
 
 use federation::event::Draft;
 use http::{Method, StatusCode};
@@ -12,7 +12,7 @@ use ruma::{
     serde::Raw,
 };
 use serde_json::{Value, json, value::RawValue};
-use store::{kv::Direction as Walk, rooms::TimelineEvent};
+use store::{keys::Position, kv::Direction as Walk, rooms::TimelineEvent};
 
 use super::{delayed, membership};
 use crate::{
@@ -256,7 +256,8 @@ async fn state_event(
     Ok(event.pdu.content().to_owned())
 }
 
-/// A page; with `older`, what is missing at its end is asked of other servers: they may know more.
+/// A page; what is missing in gaps that it comes upon backwards, and with `older` at its end, is asked of other servers:
+/// they may know more.
 async fn whole_page(
     app: &App,
     sight: &Sight,
@@ -265,18 +266,43 @@ async fn whole_page(
     filter: &EventFilter,
     older: bool,
 ) -> ApiResult<Page> {
-    let mut found = page(app, sight, orders, walk, limit, filter)?;
-    let mut rounds = 0;
-    while older
-        && app.config.federation.enabled
-        && found.events.len() < limit
-        && rounds < BACKFILLS_MAX
-        && backfill::backfill(app, &sight.view.room_id, sight.view.room).await?
-    {
+    let (mut sight, mut rounds) = (sight.clone(), 0);
+    // Gaps of which nobody told more: the page goes on behind them.
+    let mut passed: BTreeSet<Position> = BTreeSet::new();
+    let asks = walk == Walk::Descending && app.config.federation.enabled;
+    loop {
+        let gap = sight
+            .view
+            .open_gap(orders, |gap| asks && !passed.contains(&gap.position));
+        let lower = gap.map_or(orders.0, |gap| Bound::Included(gap.behind()));
+        let mut found = page(app, &sight, (lower, orders.1), walk, limit, filter)?;
+        if !found.ended {
+            return Ok(found);
+        }
+        let has_more = match gap {
+            Some(gap) if rounds == BACKFILLS_MAX => {
+                found.next = Some(gap.behind());
+                return Ok(found);
+            }
+            Some(gap) => {
+                if !backfill::fill(app, &sight.view, gap).await? {
+                    passed.insert(gap.position);
+                }
+                true
+            }
+            None if older && asks && rounds < BACKFILLS_MAX => {
+                backfill::backfill(app, &sight.view.room_id, sight.view.room).await?
+            }
+            None => false,
+        };
+        if !has_more {
+            return Ok(found);
+        }
         rounds += 1;
-        found = page(app, sight, orders, walk, limit, filter)?;
+        if let Some(view) = app.store.room(sight.view.room)? {
+            sight.view = view;
+        }
     }
-    Ok(found)
 }
 
 async fn messages(app: App, Guest(caller): Guest, raw: RawRequest) -> ApiResult<Value> {
@@ -345,7 +371,7 @@ async fn messages(app: App, Guest(caller): Guest, raw: RawRequest) -> ApiResult<
     let mut response = json!({ "start": start.to_string(), "chunk": write(&page.events)? });
     let mut state = Vec::new();
     if filter.lazy_load_members {
-        let senders: std::collections::BTreeSet<_> = page
+        let senders: BTreeSet<_> = page
             .events
             .iter()
             .map(|seen| seen.event.pdu.sender().to_owned())
@@ -379,6 +405,8 @@ pub(super) struct Page {
     pub(super) events: Vec<Seen>,
     /// The last event that was looked at, if there may be more behind it.
     pub(super) next: Option<i64>,
+    /// Whether everything that is known was looked at, and there is room for more.
+    ended: bool,
 }
 
 /// Whether something that a filter asks for relates to an event; `true` where it asks for nothing.
@@ -419,27 +447,26 @@ pub(super) fn page(
     let mut next = None;
     let mut walked = 0;
     let mut failed = None;
-    app.store
-        .walk_timeline(sight.view.room, orders, walk, |event| {
-            if events.len() == limit || walked == WALK_EVENTS_MAX {
-                return Ok(false);
-            }
-            walked += 1;
-            next = Some(event.order);
-            let pdu = &event.pdu;
-            if filter.wants(&pdu.kind().to_string(), pdu.sender(), pdu.content())
-                && is_related(app, &event, filter)?
-            {
-                match sight.look(app, event) {
-                    Ok(seen) => events.extend(seen),
-                    Err(error) => {
-                        failed = Some(error);
-                        return Ok(false);
-                    }
+    sight.view.walk(&app.store, orders, walk, |event| {
+        if events.len() == limit || walked == WALK_EVENTS_MAX {
+            return Ok(false);
+        }
+        walked += 1;
+        next = Some(event.order);
+        let pdu = &event.pdu;
+        if filter.wants(&pdu.kind().to_string(), pdu.sender(), pdu.content())
+            && is_related(app, &event, filter)?
+        {
+            match sight.look(app, event) {
+                Ok(seen) => events.extend(seen),
+                Err(error) => {
+                    failed = Some(error);
+                    return Ok(false);
                 }
             }
-            Ok(true)
-        })?;
+        }
+        Ok(true)
+    })?;
     if let Some(error) = failed {
         return Err(error);
     }
@@ -447,5 +474,10 @@ pub(super) fn page(
     if events.is_empty() && walked < WALK_EVENTS_MAX {
         next = None;
     }
-    Ok(Page { events, next })
+    let ended = events.len() < limit && walked < WALK_EVENTS_MAX;
+    Ok(Page {
+        events,
+        next,
+        ended,
+    })
 }

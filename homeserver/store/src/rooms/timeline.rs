@@ -9,7 +9,11 @@ use federation::{
 use ruma::{EventId, OwnedDeviceId, OwnedEventId};
 use serde::{Deserialize, Serialize};
 
-use super::{RoomHead, state::changes_to_json};
+use super::{
+    GapRow, RoomHead,
+    gaps::{self, Gap},
+    state::changes_to_json,
+};
 use crate::{
     Store, StoreError,
     commit::{Commit, EntryIndex, PendingEntry},
@@ -33,7 +37,8 @@ pub struct TxnRef {
 pub struct TimelineEvent {
     /// The room.
     pub room: RoomNum,
-    /// Its place: the position of its log entry, or a number below zero for backfilled history.
+    /// Its place: the position of its log entry, or a number below zero for backfilled history and for what fills
+    /// a gap.
     pub order: i64,
     /// The event itself; after a redaction, what the redaction left of it.
     pub pdu: Arc<Pdu>,
@@ -50,9 +55,15 @@ pub struct TimelineEvent {
 }
 
 impl TimelineEvent {
-    /// The position of its log entry; 0 for backfilled history, which was never new.
+    /// The position of its log entry; 0 for what was backfilled, which was never new.
     pub fn position(&self) -> Position {
         u64::try_from(self.order).unwrap_or(0)
+    }
+
+    /// Where the log was at its place in the timeline: its own position, or that of the gap that it fills; 0 for
+    /// history before the timeline.
+    pub fn place(&self) -> Position {
+        gaps::filled(self.order).unwrap_or_else(|| self.position())
     }
 
     /// Whether it changed the state of the room.
@@ -97,6 +108,8 @@ pub struct NewEvent {
     pub rewrite: Option<Rewrite>,
     /// The redaction that came before it and emptied it.
     pub redacted_by: Option<OwnedEventId>,
+    /// What is missing right before it: the log entry before it is that of the gap.
+    pub gap: Option<GapRow>,
 }
 
 /// An event that is written, with what its publication changes.
@@ -110,6 +123,8 @@ pub(crate) struct WrittenEvent {
     pub(crate) states: Vec<(StateId, StateMap)>,
     /// What it emptied, as it is now.
     pub(crate) rewrite: Option<Arc<TimelineEvent>>,
+    /// The gap right before it.
+    pub(crate) gap: Option<Gap>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -137,11 +152,39 @@ impl Commit {
         self.push_entry(PendingEntry::Event(Box::new(event)))
     }
 
-    /// Adds history to the far end of a room's timeline; its order lies below zero. Nobody is told: it is not new.
+    /// Adds history to the far end of a room's timeline, or to a gap in it; its order lies below zero. Nobody is
+    /// told: it is not new.
     pub fn history(&mut self, event: &TimelineEvent) {
-        for (key, value) in placing_rows(event) {
-            let value = value.map(|value| Packed::new().raw(&value));
-            self.put_raw(Packed::new().raw(&key), value.unwrap_or_default());
+        for row in placing_rows(event) {
+            self.put_row(row);
+        }
+    }
+
+    /// Changes an event by what came to be known of the past.
+    pub fn rewrite(&mut self, rewrite: Rewrite) {
+        let event = Arc::new(rewrite.done());
+        self.put_row(timeline_row(&event));
+        self.rewritten.push(event);
+    }
+
+    fn put_row(&mut self, (key, value): Row) {
+        let value = value.map(|value| Packed::new().raw(&value));
+        self.put_raw(Packed::new().raw(&key), value.unwrap_or_default());
+    }
+}
+
+impl Rewrite {
+    fn done(self) -> TimelineEvent {
+        let target = &self.target;
+        TimelineEvent {
+            room: target.room,
+            order: target.order,
+            pdu: self.pdu,
+            state_before: target.state_before,
+            state_after: target.state_after,
+            replaces: target.replaces.clone(),
+            redacted_by: Some(self.because),
+            txn: target.txn.clone(),
         }
     }
 }
@@ -150,18 +193,11 @@ impl NewEvent {
     /// Gives the event its place, and adds its rows.
     pub(crate) fn at(self, position: Position, rows: &mut Vec<Row>) -> WrittenEvent {
         let order = i64::try_from(position).expect("positions are far below 2^63");
-        let rewrite = self.rewrite.map(|rewrite| {
-            let target = &rewrite.target;
-            Arc::new(TimelineEvent {
-                room: target.room,
-                order: target.order,
-                pdu: rewrite.pdu,
-                state_before: target.state_before,
-                state_after: target.state_after,
-                replaces: target.replaces.clone(),
-                redacted_by: Some(rewrite.because),
-                txn: target.txn.clone(),
-            })
+        let rewrite = self.rewrite.map(|rewrite| Arc::new(rewrite.done()));
+        let gap = self.gap.map(|row| {
+            let (row, gap) = gaps::before_event(self.room, position, &row);
+            rows.push(row);
+            gap
         });
         let event = TimelineEvent {
             room: self.room,
@@ -192,6 +228,7 @@ impl NewEvent {
             head: self.head,
             states: self.states,
             rewrite,
+            gap,
         }
     }
 }
@@ -329,11 +366,28 @@ impl Store {
         parse_timeline_row(self, &key, &value).map(Some)
     }
 
-    /// Walks a timeline within `orders`, until `visit` returns `false`.
+    /// Walks a timeline within `orders`, until `visit` returns `false`. What fills gaps is not shown: see
+    /// [`RoomView::walk`](super::RoomView::walk).
     ///
     /// # Errors
     /// When the store cannot be read, or `visit` fails.
     pub fn walk_timeline(
+        &self,
+        room: RoomNum,
+        orders: (Bound<i64>, Bound<i64>),
+        direction: Direction,
+        visit: impl FnMut(Arc<TimelineEvent>) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let lower = match orders.0 {
+            Bound::Included(order) if order >= gaps::HISTORY_MIN => orders.0,
+            Bound::Excluded(order) if order >= gaps::HISTORY_MIN => orders.0,
+            _ => Bound::Included(gaps::HISTORY_MIN),
+        };
+        self.walk_orders(room, (lower, orders.1), direction, visit)
+    }
+
+    /// Walks the rows of a timeline within `orders`, until `visit` returns `false`.
+    pub(super) fn walk_orders(
         &self,
         room: RoomNum,
         orders: (Bound<i64>, Bound<i64>),

@@ -14,7 +14,7 @@ use ruma::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{StateBlock, TimelineEvent, timeline::WrittenEvent};
+use super::{GAPS_MAX, Gap, StateBlock, TimelineEvent, timeline::WrittenEvent};
 use crate::{
     Commit, Store, StoreError,
     keys::{Keyspace, Packed, Position, RoomNum, StateId, Unpack, UserNum},
@@ -306,6 +306,8 @@ pub struct RoomView {
     pub tail: VecDeque<Arc<TimelineEvent>>,
     /// Whether `tail` begins with the room's first event.
     pub tail_is_whole: bool,
+    /// Where events are missing in its timeline, or were, oldest first.
+    pub(super) gaps: Arc<Vec<Gap>>,
 }
 
 impl RoomView {
@@ -365,26 +367,39 @@ impl RoomView {
             event,
             head,
             rewrite,
+            gap,
             ..
         }: &WrittenEvent,
     ) {
         if event.position() <= self.position {
             return;
         }
+        if let Some(gap) = gap {
+            Arc::make_mut(&mut self.gaps).push(*gap);
+        }
         self.head = head.clone();
         self.position = event.position();
         if let Some(target) = rewrite {
-            for slot in &mut self.tail {
-                if slot.order == target.order {
-                    *slot = target.clone();
-                }
-            }
+            self.rewrite(target);
         }
         self.tail.push_back(event.clone());
         if self.tail.len() > TAIL_EVENTS_MAX {
             self.tail.pop_front();
             self.tail_is_whole = false;
         }
+    }
+
+    fn rewrite(&mut self, target: &Arc<TimelineEvent>) {
+        for slot in &mut self.tail {
+            if slot.order == target.order {
+                *slot = target.clone();
+            }
+        }
+    }
+
+    /// Whether no further gap of its timeline is written down.
+    pub fn has_gaps_max(&self) -> bool {
+        self.gaps.len() >= GAPS_MAX
     }
 }
 
@@ -442,6 +457,7 @@ impl RoomCache {
             head,
             states,
             rewrite,
+            ..
         } = written;
         for event in std::iter::once(event).chain(rewrite) {
             self.events
@@ -469,11 +485,37 @@ impl RoomCache {
                     position: event.position(),
                     tail: VecDeque::from([event.clone()]),
                     tail_is_whole: true,
+                    gaps: Arc::default(),
                 }
             }
             None => return,
         };
         self.views.insert(event.room, Arc::new(view));
+    }
+
+    /// Makes a gap as it is now part of its room's view.
+    pub(crate) fn set_gap(&self, room: RoomNum, gap: Gap) {
+        let Some(view) = self.views.get(&room) else {
+            return;
+        };
+        let mut view = RoomView::clone(&view);
+        for slot in Arc::make_mut(&mut view.gaps) {
+            if slot.position == gap.position {
+                *slot = gap;
+            }
+        }
+        self.views.insert(room, Arc::new(view));
+    }
+
+    /// Makes what is left of an event part of its room's view.
+    pub(crate) fn rewrite(&self, event: &Arc<TimelineEvent>) {
+        self.events
+            .insert(event.pdu.event_id().to_owned(), event.clone());
+        if let Some(view) = self.views.get(&event.room) {
+            let mut view = RoomView::clone(&view);
+            view.rewrite(event);
+            self.views.insert(event.room, Arc::new(view));
+        }
     }
 }
 
@@ -592,6 +634,7 @@ impl Store {
             position,
             tail,
             tail_is_whole,
+            gaps: Arc::new(self.gaps(room)?),
         }))
     }
 
