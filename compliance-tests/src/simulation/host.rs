@@ -21,6 +21,7 @@ use store::{
     kv::{Kv, Memory},
 };
 use tokio::{sync::oneshot, task::JoinSet};
+use tracing::Instrument as _;
 
 use super::chance::Chance;
 use crate::network::answered;
@@ -172,10 +173,12 @@ impl Host {
             let running = up.as_mut()?;
             while running.work.try_join_next().is_some() {}
             let router = running.server.router.clone();
-            running.work.spawn(async move {
+            let answering = async move {
                 // Whoever asked may have given up.
                 drop(done.send(answered(router, request, bytes_max).await));
-            });
+            };
+            let span = tracing::info_span!("host", name = self.name());
+            running.work.spawn(answering.instrument(span));
         }
         answer.await.ok()
     }

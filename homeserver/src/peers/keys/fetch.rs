@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     super::{
+        PeerError,
         flights::Flight,
         request::{Limits, plain, send},
     },
@@ -22,6 +23,13 @@ use crate::server::App;
 
 /// How long a server may take to say what its keys are.
 const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How often a server is asked in a row whose answer is lost: without its keys, what it signed is left out.
+const TRIES_MAX: u32 = 3;
+
+/// Until when after the first request a lost one is sent again, in milliseconds: who lets others wait for an answer that
+/// does not come is not waited for twice.
+const AGAIN_MS_MAX: u64 = 5_000;
 
 /// How many servers are asked at once for one purpose.
 const AT_ONCE_MAX: usize = 128;
@@ -93,16 +101,24 @@ impl Keys {
     }
 
     async fn ask_itself(&self, app: &App, server: &ServerName) {
-        let request = plain(Method::GET, "/_matrix/key/v2/server", None);
         let limits = Limits {
             timeout: TIMEOUT,
             bytes_max: ANSWER_BYTES_MAX,
         };
-        let answer = match send(app, server, request, Some(limits), false).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                tracing::debug!(%error, "a server does not tell its keys");
-                return;
+        let until_ms = app.clock.now_ms() + AGAIN_MS_MAX;
+        let mut tries = 1;
+        let answer = loop {
+            let request = plain(Method::GET, "/_matrix/key/v2/server", None);
+            match send(app, server, request, Some(limits), false).await {
+                Ok(answer) => break answer,
+                Err(error) => {
+                    tracing::debug!(%error, tries, "a server does not tell its keys");
+                    let soon = app.clock.now_ms() < until_ms && tries < TRIES_MAX;
+                    if !soon || !matches!(error, PeerError::Unreachable { .. }) {
+                        return;
+                    }
+                    tries += 1;
+                }
             }
         };
         match Published::check(server, answer.body(), app.clock.now_ms()) {
