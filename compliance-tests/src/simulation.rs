@@ -25,7 +25,6 @@ pub(crate) mod user;
 pub(crate) mod workload;
 
 use std::{
-    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -334,7 +333,6 @@ impl Simulation {
             apps: self.hosts.iter().map(|host| host.app()).collect(),
             rooms: self.rooms().into_iter().map(|room| room.id).collect(),
             users: self.users.clone(),
-            gaps: self.gaps(),
             liar: self.liar.is_some().then_some(LIAR),
             forbidden: self
                 .liar
@@ -349,18 +347,6 @@ impl Simulation {
         for problem in found.problems {
             self.trace.problem(problem);
         }
-    }
-
-    fn gaps(&self) -> BTreeSet<(String, String)> {
-        let mut gaps = BTreeSet::new();
-        for host in &self.hosts {
-            for room in self.rooms() {
-                if self.internet.has_gaps(host.name(), &room.id) {
-                    gaps.insert((host.name().to_owned(), room.id));
-                }
-            }
-        }
-        gaps
     }
 
     /// Stops everything, and gives the trace and the problems.

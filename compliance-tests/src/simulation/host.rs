@@ -23,7 +23,7 @@ use store::{
 use tokio::{sync::oneshot, task::JoinSet};
 use tracing::Instrument as _;
 
-use super::chance::Chance;
+use super::{SERVERS, chance::Chance};
 use crate::network::answered;
 
 /// The longest time that writing a group of commits takes, in milliseconds.
@@ -127,6 +127,14 @@ impl Host {
         *self.up() = Some(Running { server, rows, work });
     }
 
+    /// Where keys of servers are asked for that are not there: of all others, so that there is somebody who knows them.
+    fn notaries(&self) -> Vec<OwnedServerName> {
+        let others = SERVERS.iter().filter(|other| **other != self.name());
+        others
+            .map(|other| ServerName::parse(other).expect("a valid server name"))
+            .collect()
+    }
+
     fn config(&self) -> Config {
         let mut config = Config::default();
         self.directory.path().clone_into(&mut config.data.directory);
@@ -137,6 +145,7 @@ impl Host {
         // Nothing is asked over TLS: the certificates of the system need not be read at each start.
         config.testing.accept_any_certificate = true;
         config.federation.enabled = true;
+        config.federation.trusted_notaries = self.notaries();
         config.presence.enabled = false;
         config
     }
