@@ -240,7 +240,10 @@ impl Filling<'_, '_> {
             tracing::info!(event = %id, %error, "an event could not be had");
             unobtainable("an event of the state before it")
         })?;
-        match foreign::each_checked(app, room_id, rules, &[answer.pdu]).await.pop() {
+        match foreign::each_checked(app, room_id, rules, &[answer.pdu])
+            .await
+            .pop()
+        {
             Some(Ok(pdu)) if pdu.event_id() == id => Ok(Some(pdu)),
             Some(Err(error)) if is_unobtainable(&error) => Err(error),
             _ => Ok(None),

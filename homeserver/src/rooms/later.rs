@@ -103,6 +103,13 @@ impl Later {
         }
     }
 
+    /// Something of another server was received: a good moment for what is due.
+    pub fn look(&self) {
+        if !self.waiting().is_empty() {
+            self.more.notify_one();
+        }
+    }
+
     fn take_due(&self, now_ms: u64) -> Vec<Waiting> {
         let mut waiting = self.waiting();
         waiting

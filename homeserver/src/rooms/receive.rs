@@ -158,6 +158,7 @@ async fn received(
         results.extend(id.map(|id| (id, result)));
     }
     receiving.flushed().await?;
+    app.rooms.later.look();
     Ok(results)
 }
 

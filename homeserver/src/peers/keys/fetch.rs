@@ -27,9 +27,9 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 /// How often a server is asked in a row whose answer is lost: without its keys, what it signed is left out.
 const TRIES_MAX: u32 = 3;
 
-/// Until when after the first request a lost one is sent again, in milliseconds: who lets others wait for an answer that
-/// does not come is not waited for twice.
-const AGAIN_MS_MAX: u64 = 5_000;
+/// For how long after the first request a lost one is sent again: who lets others wait for an answer that does not come
+/// is not waited for twice.
+const AGAIN_MAX: Duration = Duration::from_secs(5);
 
 /// How many servers are asked at once for one purpose.
 const AT_ONCE_MAX: usize = 128;
@@ -105,7 +105,7 @@ impl Keys {
             timeout: TIMEOUT,
             bytes_max: ANSWER_BYTES_MAX,
         };
-        let until_ms = app.clock.now_ms() + AGAIN_MS_MAX;
+        let until = app.clock.instant() + AGAIN_MAX;
         let mut tries = 1;
         let answer = loop {
             let request = plain(Method::GET, "/_matrix/key/v2/server", None);
@@ -113,7 +113,7 @@ impl Keys {
                 Ok(answer) => break answer,
                 Err(error) => {
                     tracing::debug!(%error, tries, "a server does not tell its keys");
-                    let soon = app.clock.now_ms() < until_ms && tries < TRIES_MAX;
+                    let soon = app.clock.instant() < until && tries < TRIES_MAX;
                     if !soon || !matches!(error, PeerError::Unreachable { .. }) {
                         return;
                     }
