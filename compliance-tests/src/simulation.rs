@@ -137,7 +137,7 @@ impl Plan {
                 twice: *chance.pick(&[0, 5, 20]),
                 slow: *chance.pick(&[0, 3, 10]),
             },
-            lies: chance.percent(25),
+            lies: chance.percent(35),
             disasters: chance.between(0, 6),
         }
     }
@@ -237,12 +237,7 @@ impl Simulation {
             let host = chance.pick(&self.hosts).clone();
             let gone = Duration::from_millis(*chance.pick(&[500, 5_000, 60_000, 200_000]));
             if chance.percent(50) {
-                self.trace
-                    .note(format_args!("{} crashes for {gone:?}", host.name()));
-                host.crash().await;
-                tokio::time::sleep(gone).await;
-                self.trace.note(format_args!("{} starts", host.name()));
-                host.start(self.internet.way(host.name())).await;
+                self.crash(&host, gone).await;
             } else {
                 let others = if chance.percent(50) {
                     self.others(host.name())
@@ -253,6 +248,18 @@ impl Simulation {
                 tokio::time::sleep(gone).await;
                 self.cut(host.name(), &others, false);
             }
+        }
+    }
+
+    /// Crashes a server, and starts it again some time later; whoever comes when it is down leaves that to others.
+    pub(crate) async fn crash(&self, host: &Host, gone: Duration) {
+        if host.crash().await {
+            let name = host.name();
+            self.trace
+                .note(format_args!("{name} has crashed for {gone:?}"));
+            tokio::time::sleep(gone).await;
+            self.trace.note(format_args!("{name} starts"));
+            host.start(self.internet.way(name)).await;
         }
     }
 

@@ -150,13 +150,13 @@ impl Host {
         config
     }
 
-    /// Kills it: what it was doing ends where it waits, and what was not flushed is lost.
+    /// Kills it, if it runs: what it was doing ends where it waits, and what was not flushed is lost. Whether it ran.
     ///
     /// # Panics
     /// When something of it goes on all the same.
-    pub(crate) async fn crash(&self) {
+    pub(crate) async fn crash(&self) -> bool {
         let running = self.up().take();
-        let Some(running) = running else { return };
+        let Some(running) = running else { return false };
         let Running {
             server,
             rows,
@@ -168,6 +168,7 @@ impl Host {
         drop(server);
         assert!(rows.upgrade().is_none(), "nothing of a killed server lives");
         self.disk.0.crash();
+        true
     }
 
     /// Asks it something. `None`: it does not run, or crashed before it answered.
