@@ -269,8 +269,9 @@ impl Liar {
                 ("m.room.member", Some(&*victim), content)
             }
             2 => {
-                let content = json!({ "topic": "mine" });
-                ("m.room.topic", Some(""), content)
+                // What no user makes cheap.
+                let content = json!({ "url": "mxc://liar/mine" });
+                ("m.room.avatar", Some(""), content)
             }
             3 => {
                 let content = json!({ "membership": "join" });

@@ -193,6 +193,37 @@ async fn what_is_missing_between_is_asked_for_again_where_only_some_of_it_is_tol
 }
 
 #[tokio::test]
+async fn what_the_server_does_not_know_that_sent_the_newest_is_asked_of_others() {
+    let room = Room::new().await;
+    let hs2 = room.network.server("hs2").await;
+    let bob = hs2.register("bob").await;
+    let join = format!("/v3/join/{}?server_name=hs1", segment(&room.id));
+    bob.post(&join, json!({})).await.ok();
+    room.network.cut("hs1", "hs2");
+    let unheard = room.alice.say(&room.id, "unheard").await;
+    let upon = |prev: &str, depth: u64| {
+        let mut event = room.message("@mallory:evil", "upon that", &[prev]).1;
+        event["depth"] = json!(room.depth + depth);
+        let bare = event.as_object_mut().unwrap();
+        bare.remove("hashes");
+        bare.remove("signatures");
+        room.stranger.sign_event(event, &VERSION)
+    };
+    let (first, one) = upon(&unheard, 3);
+    let (second, two) = upon(&first, 4);
+    let path = format!("/_matrix/federation/v1/get_missing_events/{}", room.id);
+    let answer = json!({ "events": [one] });
+    room.stranger.answer(Method::POST, &path, 200, answer);
+    room.network.heal("hs1", "hs2");
+    let answer = room.stranger.transact(&hs2, vec![two], Vec::new()).await;
+    assert_eq!(answer.ok()["pdus"][&second], json!({}));
+    for id in [unheard, first, second] {
+        let path = format!("/v3/rooms/{}/event/{}", segment(&room.id), segment(&id));
+        bob.get(&path).await.ok();
+    }
+}
+
+#[tokio::test]
 async fn what_is_missing_between_and_cannot_be_had_is_asked_for_once_more_later() {
     let room = Room::new().await;
     let (first, one) = room.message("@mallory:evil", "one", &[&room.joined]);

@@ -3,7 +3,7 @@
 //! Events between what is known and the new one come by `get_missing_events`; an event whose server does not tell what
 //! it is built upon is dropped. Where those end in a gap still, the states after what the oldest are built upon are
 //! asked for; what these are themselves is history then, and gets no place. Everything is asked of the server that
-//! sent the event. What cannot be had may be had [later](super::later): nothing is passed over or left out of a state
+//! sent the event; what was there before it came itself, of some others. What cannot be had may be had [later](super::later): nothing is passed over or left out of a state
 //! before that was tried some times.
 //! Spec: server-server API, "Backfilling and retrieving missing events", "Retrieving events".
 
@@ -16,18 +16,20 @@ use federation::{event::Pdu, room::StateMap};
 use futures_util::{StreamExt as _, stream};
 use http::StatusCode;
 use ruma::{
-    CanonicalJsonObject, EventId, OwnedEventId, UInt,
+    CanonicalJsonObject, EventId, OwnedEventId, OwnedServerName, ServerName, UInt,
     api::federation::{
         authorization::get_event_authorization,
         event::{get_event, get_missing_events, get_room_state, get_room_state_ids},
     },
 };
 use serde_json::value::RawValue;
+use store::rooms::RoomView;
 
 use super::{
     accept::{Missing, StatesAfter},
     foreign,
     receive::Receiving,
+    served,
 };
 use crate::{
     error::{ApiError, ApiResult},
@@ -39,6 +41,9 @@ const MISSING_EVENTS_MAX: u32 = 50;
 
 /// How often they are asked for: other servers tell 20 at a time.
 const ROUNDS_MAX: usize = 10;
+
+/// How many servers are asked for them that have not sent the event, once for all that comes at a time.
+const OTHERS_MAX: usize = 2;
 
 /// Before how many events at a time.
 const LATEST_MAX: usize = 20;
@@ -111,8 +116,11 @@ impl Filling<'_, '_> {
         let entered = view.head.entered_depth;
         let mut events: BTreeMap<OwnedEventId, Arc<Pdu>> = BTreeMap::new();
         let mut latest = vec![pdu.event_id().to_owned()];
+        let mut server = self.receiving.origin.clone();
+        let mut others: Option<Vec<OwnedServerName>> = None;
         for _ in 0..ROUNDS_MAX {
-            let told = self.before(&view.head.extremities, latest).await?;
+            let told = self.before(&server, &view.head.extremities, latest);
+            let told = told.await?;
             let count = events.len();
             events.extend(
                 told.into_iter()
@@ -128,8 +136,17 @@ impl Filling<'_, '_> {
                     }
                 }
             }
-            if events.len() == count || latest.is_empty() || latest.len() > LATEST_MAX {
+            if latest.is_empty() || latest.len() > LATEST_MAX {
                 break;
+            }
+            if events.len() == count {
+                // What was before the server itself came, others may know.
+                let left = match &mut others {
+                    Some(left) => left,
+                    None => others.insert(self.others(&view)?),
+                };
+                let Some(other) = left.pop() else { break };
+                server = other;
             }
         }
         let mut events: Vec<Arc<Pdu>> = events.into_values().collect();
@@ -147,9 +164,24 @@ impl Filling<'_, '_> {
         Ok(history)
     }
 
-    /// What comes before some events, as the server tells it: some of it.
+    /// Other servers to ask what is between, the best last; none when some were asked before.
+    fn others(&mut self, view: &RoomView) -> ApiResult<Vec<OwnedServerName>> {
+        let receiving = &mut *self.receiving;
+        if std::mem::replace(&mut receiving.asked_others, true) {
+            return Ok(Vec::new());
+        }
+        let (own, origin) = (receiving.app.server_name(), &receiving.origin);
+        let residents = served::residents(receiving.app, view)?.into_iter();
+        let others = residents.filter(|server| server != own && server != origin);
+        let mut others: Vec<OwnedServerName> = others.take(OTHERS_MAX).collect();
+        others.reverse();
+        Ok(others)
+    }
+
+    /// What comes before some events, as a server tells it: some of it.
     async fn before(
         &self,
+        server: &ServerName,
         earliest: &[OwnedEventId],
         latest: Vec<OwnedEventId>,
     ) -> ApiResult<Vec<Arc<Pdu>>> {
@@ -158,11 +190,14 @@ impl Filling<'_, '_> {
         let mut request = get_missing_events::v1::Request::new(room_id, earliest.to_vec(), latest);
         request.limit = UInt::from(MISSING_EVENTS_MAX);
         // Without the least depth that is wanted: what an event is built upon is to be told even where it is history.
-        let answer = peers::ask(receiving.app, &receiving.origin, request).await;
+        let answer = peers::ask(receiving.app, server, request).await;
         let mut raw = match answer {
             Ok(answer) => answer.events,
             Err(error) => {
                 tracing::info!(%error, "missing events could not be had");
+                if server != receiving.origin {
+                    return Ok(Vec::new());
+                }
                 return self.resigned(unobtainable("what was before it"), Vec::new());
             }
         };

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use federation::event::PDU_BYTES_MAX;
 use futures_util::{StreamExt as _, stream};
 use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use serde_json::value::RawValue;
@@ -28,7 +29,7 @@ const WAIT_MS: u64 = 30 * 1_000;
 /// key that nobody tells, must not stop a room for good.
 const RESIGNED: u32 = 3;
 
-/// How many events wait, of at most 64 KiB each.
+/// How many events wait, of at most [`PDU_BYTES_MAX`] each.
 const EVENTS_MAX: usize = 500;
 
 /// How many of them are of one room and came from one server; the oldest go when there are more. The newest brings the
@@ -75,7 +76,7 @@ impl Later {
         raw: &RawValue,
         tries: Tries,
     ) {
-        if tries.0 >= TRIES_MAX {
+        if tries.0 >= TRIES_MAX || raw.get().len() > PDU_BYTES_MAX {
             return;
         }
         let new = Waiting {

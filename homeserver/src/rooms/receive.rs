@@ -214,6 +214,8 @@ pub struct Receiving<'a> {
     pub(super) rules: &'static RoomVersionRules,
     /// How often they were tried before.
     pub(super) tries: Tries,
+    /// Whether others than the origin were asked for what is missing.
+    pub(super) asked_others: bool,
     pending: Vec<Pending>,
 }
 
@@ -233,6 +235,7 @@ impl<'a> Receiving<'a> {
             room_id,
             rules,
             tries: Tries::default(),
+            asked_others: false,
             pending: Vec::new(),
         }
     }

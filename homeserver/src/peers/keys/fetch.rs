@@ -143,8 +143,11 @@ impl Keys {
         needs: &BTreeMap<OwnedServerName, Need>,
         mut left: Vec<Flight>,
     ) -> Vec<Flight> {
-        // It cannot vouch for itself.
-        if left.iter().all(|flight| flight.server == notary) || notary == app.server_name() {
+        // It cannot vouch for itself, and whom nobody has the keys of vouches for nothing.
+        if left.is_empty()
+            || left.iter().any(|flight| flight.server == notary)
+            || notary == app.server_name()
+        {
             return left;
         }
         let Some(notary_keys) = self.keys_of_notary(app, notary).await else {
@@ -206,7 +209,11 @@ impl Keys {
         }
         let known = self.known(app, notary).ok().flatten();
         match self.flights.take(notary) {
-            None => self.flights.landed(notary).await,
+            // Whoever has it may wait for one that is taken here: not for ever, then.
+            None => {
+                let landed = self.flights.landed(notary);
+                drop(tokio::time::timeout(TIMEOUT, landed).await);
+            }
             Some(flight) => {
                 if self.may_ask(notary, known.as_deref(), now_ms, Hurry::Alive) {
                     self.ask_itself(app, notary).await;
