@@ -214,6 +214,7 @@ async fn what_the_server_does_not_know_that_sent_the_newest_is_asked_of_others()
     let path = format!("/_matrix/federation/v1/get_missing_events/{}", room.id);
     let answer = json!({ "events": [one] });
     room.stranger.answer(Method::POST, &path, 200, answer);
+    room.transact(vec![one]).await;
     room.network.heal("hs1", "hs2");
     let answer = room.stranger.transact(&hs2, vec![two], Vec::new()).await;
     assert_eq!(answer.ok()["pdus"][&second], json!({}));
