@@ -67,8 +67,7 @@ fn servers_agree_whatever_was_lost_forked_or_crashed() {
     let failed = runs(first, count, |run| {
         (!run.problems.is_empty()).then_some(run)
     });
-    let failed = failed.into_iter().flatten();
-    let failed: Vec<Run> = failed.collect();
+    let failed: Vec<Run> = failed.into_iter().flatten().collect();
     let Some(shown) = failed.iter().min_by_key(|run| run.trace.len()) else {
         return;
     };

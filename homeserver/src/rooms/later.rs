@@ -94,9 +94,9 @@ impl Later {
             return;
         }
         let count = waiting.iter().filter(|other| is_of_one(other)).count();
-        if count >= EVENTS_OF_ONE_MAX {
-            let oldest = waiting.iter().position(|other| is_of_one(other));
-            oldest.map(|oldest| waiting.remove(oldest));
+        let oldest = waiting.iter().position(is_of_one);
+        if let Some(oldest) = oldest.filter(|_| count >= EVENTS_OF_ONE_MAX) {
+            waiting.remove(oldest);
         }
         if waiting.len() < EVENTS_MAX {
             waiting.push(new);
