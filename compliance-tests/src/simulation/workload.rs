@@ -15,10 +15,10 @@ const VERSIONS: [&str; 3] = ["10", "11", "12"];
 const PAUSE_MS_MAX: u64 = 40_000;
 
 /// How many of a hundred things that a user does are the last before their server crashes.
-const CRASHES_PERCENT: u64 = 3;
+const CRASHES_PERCENT: u64 = 7;
 
 /// For how long it is gone then at most, in milliseconds.
-const CRASHED_MS_MAX: u64 = 5_000;
+const CRASHED_MS_MAX: u64 = 3_000;
 
 /// A room that users have heard of.
 #[derive(Clone, Debug)]
