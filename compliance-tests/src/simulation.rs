@@ -13,12 +13,10 @@
 //! | a commit is acknowledged, and only some are flushed | acknowledged events, access tokens and positions that are gone: 13 of the first 14 seeds |
 //! | an event is accepted that the state before it does not allow | "shows … which is not allowed": 2 of the first 14 seeds; only every third has a liar |
 //!
-//! What it does not ask for, as no server can promise it:
-//!
-//! - What the users of a server sent before all of them left, and one came again, may not arrive: nothing is built
-//!   upon it any more.
-//! - A key that neither its server nor a notary tells when a room is joined: what is signed with it is left out of the
-//!   room's state there. The servers have notaries, all others, so that this is rare.
+//! What no server can promise, and it does not ask for: what the users of a server sent before all of them left, and
+//! one came again, need not arrive, as nothing is built upon it any more. What it may still find: who joins a room
+//! leaves out of its state what is signed with a key that neither its server nor a notary tells then. All servers are
+//! notaries of each other, so that this is rare.
 //!
 //! Reading order: [`host`] (a server that crashes) → [`internet`] (what happens to requests) → [`user`] and
 //! [`workload`] (what clients do) → [`liar`] (a server that does not keep to the rules) → [`trace`].
