@@ -6,8 +6,7 @@
 //!   *soft-failed* there: that goes by the state at the moment in which an event comes, and events do not come to
 //!   all in the same order. So the sets of events that are shown are not compared, but nothing may be missing,
 //!   and nothing that one server accepts may be *rejected* by another.
-//!   Two things excuse that: what is built upon events that a liar keeps to itself has no place elsewhere; and a
-//!   server that asked in vain for what it misses goes on from the state after that, and does not ask again.
+//!   What is built upon events that a liar keeps to itself has no place elsewhere, and need not be known.
 //! - No server shows an event of another that this one does not know.
 //! - Nobody counts as joined whom the state bans, and the index of members says what the state says.
 //! - The log has no gaps, and `/sync` has told everybody joined all that came since they joined.
@@ -40,8 +39,6 @@ pub(crate) struct Checked {
     pub(crate) rooms: Vec<String>,
     /// Every user.
     pub(crate) users: Vec<Arc<User>>,
-    /// Servers that have asked in vain for events of a room that they miss, with the room.
-    pub(crate) gaps: BTreeSet<(String, String)>,
     /// The server that does not keep to the rules, if there is one.
     pub(crate) liar: Option<&'static str>,
     /// Events that nobody may show.
@@ -79,9 +76,7 @@ pub(crate) fn check(checked: &Checked) -> Found {
         }
         for one in &views {
             for other in &views {
-                let gap = (other.name.clone(), room_id.clone());
-                let excused = checked.liar.is_some() || checked.gaps.contains(&gap);
-                found.arrival(one, other, excused);
+                found.arrival(one, other, checked.liar.is_some());
             }
         }
     }
@@ -166,9 +161,16 @@ impl<'a> Seen<'a> {
         of_both.iter().all(|name| one.has(name) && other.has(name))
     }
 
-    /// Where in its timeline users of a server came, and all of them went.
-    fn comings(&self, server: &str) -> (Option<i64>, bool) {
-        let (mut joined, mut first, mut broken) = (BTreeSet::new(), None, false);
+    /// Where in its timeline an event is.
+    fn order_of(&self, event_id: &str) -> Option<i64> {
+        let mut timeline = self.timeline.iter();
+        let event = timeline.find(|event| event.pdu.event_id() == event_id)?;
+        Some(event.order)
+    }
+
+    /// How users of a server came and went, as its timeline has it.
+    fn comings(&self, server: &str) -> Comings {
+        let (mut joined, mut comings) = (BTreeSet::new(), Comings::default());
         for event in &self.timeline {
             let pdu = &event.pdu;
             let of_server = pdu
@@ -179,13 +181,17 @@ impl<'a> Seen<'a> {
                 continue;
             }
             if is_join(pdu.content()) {
-                first = first.or(Some(event.order));
+                if joined.is_empty() {
+                    comings.last = Some(event.order);
+                    let first = || (event.order, pdu.event_id().to_string());
+                    comings.first.get_or_insert_with(first);
+                }
                 joined.insert(pdu.state_key());
             } else if joined.remove(&pdu.state_key()) && joined.is_empty() {
-                broken = true;
+                comings.went = true;
             }
         }
-        (first, broken)
+        comings
     }
 
     /// What this server knows of an event.
@@ -199,6 +205,17 @@ impl<'a> Seen<'a> {
             None => Knowledge::Nothing,
         }
     }
+}
+
+/// How the users of a server came into a room, and went.
+#[derive(Debug, Default)]
+struct Comings {
+    /// Where the first one came, and by which event.
+    first: Option<(i64, String)>,
+    /// Where one came last when there was none.
+    last: Option<i64>,
+    /// Whether all of them went.
+    went: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -297,16 +314,22 @@ impl Found {
     /// That what users of `one` sent is known to `other`, if that has been in the room since before.
     fn arrival(&mut self, one: &Seen<'_>, other: &Seen<'_>, excused: bool) {
         let (a, b) = (&one.name, &other.name);
-        let (came, went) = one.comings(b);
-        let (was_there, left) = other.comings(b);
-        let stayed = was_there.is_some() && !went && !left;
+        let (seen, own) = (one.comings(b), other.comings(b));
+        let stayed = own.first.is_some() && !seen.went && !own.went;
         if a == b || !stayed || !Seen::are_together(one, other) {
             return;
         }
+        // Whose join was answered in vain came later by its own account. Who came before this server did has no
+        // coming here.
+        let by_own = own.first.and_then(|(_, id)| one.order_of(&id));
+        let came = by_own.or(seen.first.map(|(order, _)| order));
+        // Who goes and comes again begins anew, and nothing is built upon what it sent before any more.
+        let began = one.comings(a);
+        let began = began.last.filter(|_| began.went);
         let sent = one.timeline.iter().filter(|event| {
             let by_own = event.pdu.sender().server_name() == one.app.server_name();
-            // Who came before this server did has no coming here.
-            came.is_none_or(|came| event.order > came) && by_own
+            let is_later = |than: Option<i64>| than.is_none_or(|than| event.order > than);
+            is_later(came) && is_later(began) && by_own
         });
         for event in sent {
             let pdu = &event.pdu;

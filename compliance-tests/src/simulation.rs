@@ -10,8 +10,13 @@
 //! | Broken | Caught by |
 //! |---|---|
 //! | a transaction that failed is not sent again | "was given up", in 8 of the first 8 seeds |
-//! | a commit is acknowledged, and only some are flushed | acknowledged events, access tokens and positions that are gone: 8 of the first 14 seeds, all with crashes |
-//! | an event is accepted that the state before it does not allow | "shows … which is not allowed": 1 of the first 14 seeds; only every fourth has a liar |
+//! | a commit is acknowledged, and only some are flushed | acknowledged events, access tokens and positions that are gone: 13 of the first 14 seeds |
+//! | an event is accepted that the state before it does not allow | "shows … which is not allowed": 2 of the first 14 seeds; only every third has a liar |
+//!
+//! What no server can promise, and it does not ask for: what the users of a server sent before all of them left, and
+//! one came again, need not arrive, as nothing is built upon it any more. What it may still find: who joins a room
+//! leaves out of its state what is signed with a key that neither its server nor a notary tells then. All servers are
+//! notaries of each other, so that this is rare.
 //!
 //! Reading order: [`host`] (a server that crashes) → [`internet`] (what happens to requests) → [`user`] and
 //! [`workload`] (what clients do) → [`liar`] (a server that does not keep to the rules) → [`trace`].
@@ -25,7 +30,6 @@ pub(crate) mod user;
 pub(crate) mod workload;
 
 use std::{
-    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -138,7 +142,7 @@ impl Plan {
                 twice: *chance.pick(&[0, 5, 20]),
                 slow: *chance.pick(&[0, 3, 10]),
             },
-            lies: chance.percent(25),
+            lies: chance.percent(35),
             disasters: chance.between(0, 6),
         }
     }
@@ -238,12 +242,7 @@ impl Simulation {
             let host = chance.pick(&self.hosts).clone();
             let gone = Duration::from_millis(*chance.pick(&[500, 5_000, 60_000, 200_000]));
             if chance.percent(50) {
-                self.trace
-                    .note(format_args!("{} crashes for {gone:?}", host.name()));
-                host.crash().await;
-                tokio::time::sleep(gone).await;
-                self.trace.note(format_args!("{} starts", host.name()));
-                host.start(self.internet.way(host.name())).await;
+                self.crash(&host, gone).await;
             } else {
                 let others = if chance.percent(50) {
                     self.others(host.name())
@@ -254,6 +253,18 @@ impl Simulation {
                 tokio::time::sleep(gone).await;
                 self.cut(host.name(), &others, false);
             }
+        }
+    }
+
+    /// Crashes a server, and starts it again some time later; whoever comes when it is down leaves that to others.
+    pub(crate) async fn crash(&self, host: &Host, gone: Duration) {
+        if host.crash().await {
+            let name = host.name();
+            self.trace
+                .note(format_args!("{name} has crashed for {gone:?}"));
+            tokio::time::sleep(gone).await;
+            self.trace.note(format_args!("{name} starts"));
+            host.start(self.internet.way(name)).await;
         }
     }
 
@@ -334,7 +345,6 @@ impl Simulation {
             apps: self.hosts.iter().map(|host| host.app()).collect(),
             rooms: self.rooms().into_iter().map(|room| room.id).collect(),
             users: self.users.clone(),
-            gaps: self.gaps(),
             liar: self.liar.is_some().then_some(LIAR),
             forbidden: self
                 .liar
@@ -349,18 +359,6 @@ impl Simulation {
         for problem in found.problems {
             self.trace.problem(problem);
         }
-    }
-
-    fn gaps(&self) -> BTreeSet<(String, String)> {
-        let mut gaps = BTreeSet::new();
-        for host in &self.hosts {
-            for room in self.rooms() {
-                if self.internet.has_gaps(host.name(), &room.id) {
-                    gaps.insert((host.name().to_owned(), room.id));
-                }
-            }
-        }
-        gaps
     }
 
     /// Stops everything, and gives the trace and the problems.

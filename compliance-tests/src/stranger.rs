@@ -45,7 +45,7 @@ impl Stranger {
             network,
             name,
         };
-        stranger.serve(Router::new());
+        stranger.serve(stranger.keys_router());
         stranger
     }
 
@@ -85,7 +85,7 @@ impl Stranger {
     pub fn serve(&self, routes: Router) {
         let mut all = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::take(&mut *all);
-        *all = routes.fallback_service(before.fallback_service(self.keys_router()));
+        *all = routes.fallback_service(before);
         self.network.serve(&self.name, all.clone());
     }
 

@@ -14,6 +14,7 @@ pub mod foreign;
 mod gap;
 pub mod hosting;
 pub mod join;
+pub mod later;
 pub mod members;
 pub mod outline;
 pub mod outside;

@@ -258,6 +258,8 @@ impl Server {
         app.tasks.spawn("guests", crate::guests::watch(app.clone()));
         app.tasks.spawn("upkeep", crate::upkeep::run(app.clone()));
         app.tasks
+            .spawn("later", crate::rooms::later::run(app.clone()));
+        app.tasks
             .spawn("housekeeping", crate::accounts::keep_house(app.clone()));
         app.tasks
             .spawn("remote media", crate::media::remote::tidy(app.clone()));

@@ -21,8 +21,9 @@ use store::{
     kv::{Kv, Memory},
 };
 use tokio::{sync::oneshot, task::JoinSet};
+use tracing::Instrument as _;
 
-use super::chance::Chance;
+use super::{SERVERS, chance::Chance};
 use crate::network::answered;
 
 /// The longest time that writing a group of commits takes, in milliseconds.
@@ -126,6 +127,14 @@ impl Host {
         *self.up() = Some(Running { server, rows, work });
     }
 
+    /// Where keys of servers are asked for that are not there: of all others, so that there is somebody who knows them.
+    fn notaries(&self) -> Vec<OwnedServerName> {
+        let others = SERVERS.iter().filter(|other| **other != self.name());
+        others
+            .map(|other| ServerName::parse(other).expect("a valid server name"))
+            .collect()
+    }
+
     fn config(&self) -> Config {
         let mut config = Config::default();
         self.directory.path().clone_into(&mut config.data.directory);
@@ -136,17 +145,18 @@ impl Host {
         // Nothing is asked over TLS: the certificates of the system need not be read at each start.
         config.testing.accept_any_certificate = true;
         config.federation.enabled = true;
+        config.federation.trusted_notaries = self.notaries();
         config.presence.enabled = false;
         config
     }
 
-    /// Kills it: what it was doing ends where it waits, and what was not flushed is lost.
+    /// Kills it, if it runs: what it was doing ends where it waits, and what was not flushed is lost. Whether it ran.
     ///
     /// # Panics
     /// When something of it goes on all the same.
-    pub(crate) async fn crash(&self) {
+    pub(crate) async fn crash(&self) -> bool {
         let running = self.up().take();
-        let Some(running) = running else { return };
+        let Some(running) = running else { return false };
         let Running {
             server,
             rows,
@@ -158,6 +168,7 @@ impl Host {
         drop(server);
         assert!(rows.upgrade().is_none(), "nothing of a killed server lives");
         self.disk.0.crash();
+        true
     }
 
     /// Asks it something. `None`: it does not run, or crashed before it answered.
@@ -172,10 +183,12 @@ impl Host {
             let running = up.as_mut()?;
             while running.work.try_join_next().is_some() {}
             let router = running.server.router.clone();
-            running.work.spawn(async move {
+            let answering = async move {
                 // Whoever asked may have given up.
                 drop(done.send(answered(router, request, bytes_max).await));
-            });
+            };
+            let span = tracing::info_span!("host", name = self.name());
+            running.work.spawn(answering.instrument(span));
         }
         answer.await.ok()
     }

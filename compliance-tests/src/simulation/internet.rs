@@ -19,15 +19,6 @@ use tokio::task::JoinSet;
 use super::{chance::Chance, host::Host, trace::Trace};
 use crate::network::{answered, pair};
 
-/// What a server asks when it misses something.
-const GAP_PATHS: [&str; 5] = [
-    "/v1/get_missing_events/",
-    "/v1/state_ids/",
-    "/v1/state/",
-    "/v1/event/",
-    "/v1/event_auth/",
-];
-
 /// How many requests of a hundred each misfortune meets.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Weather {
@@ -62,8 +53,6 @@ struct State {
     /// Second copies on their way.
     copies: JoinSet<()>,
     transactions: BTreeMap<Transaction, Tried>,
-    /// Who asked in vain for events that it misses or what they need, and the path.
-    unfilled: BTreeSet<(String, String)>,
 }
 
 /// A transaction of one process: who sent it, its how-manieth start, to whom, under which path.
@@ -152,16 +141,6 @@ impl Internet {
         unfinished.collect()
     }
 
-    /// Whether a server has asked in vain for events of a room that it misses, or for what those need.
-    pub(crate) fn has_gaps(&self, server: &str, room_id: &str) -> bool {
-        let state = self.state();
-        let mut unfilled = state.unfilled.iter();
-        unfilled.any(|(from, path)| {
-            let of_room = path.contains(room_id) || path.contains("/v1/event/");
-            from == server && of_room
-        })
-    }
-
     /// Carries a request of `from`, as fate has it.
     pub(crate) async fn carry(
         self: &Arc<Self>,
@@ -174,19 +153,12 @@ impl Internet {
             outgoing.request.method(),
             outgoing.request.uri()
         );
-        let path = outgoing.request.uri().path().to_owned();
         let fate = self.fate(from, &to);
         let transaction = self.transaction(from, &to, &outgoing.request);
         self.tried(transaction.as_ref(), Tried::InVain);
         let timeout = outgoing.timeout;
         let carried = tokio::time::timeout(timeout, self.delivered(from, &to, outgoing, fate));
         let carried = carried.await.unwrap_or(Err(Lost::TimedOut));
-        let filled = carried
-            .as_ref()
-            .is_ok_and(|answer| answer.status() == http::StatusCode::OK);
-        if GAP_PATHS.iter().any(|gap| path.contains(gap)) && !filled {
-            self.state().unfilled.insert((from.to_owned(), path));
-        }
         match &carried {
             Ok(response) => {
                 let status = response.status().as_u16();

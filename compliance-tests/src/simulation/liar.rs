@@ -158,7 +158,7 @@ impl Liar {
             self.event(room, &entered, "m.room.message", None, &content, prev)
         };
         let mut events = Vec::new();
-        let what = match chance.between(0, 11) {
+        let what = match chance.between(0, 15) {
             0..3 => {
                 events.push(sound("a message", &[&newest]));
                 "says something"
@@ -168,7 +168,7 @@ impl Liar {
                 events.extend((0..count).map(|number| sound(&format!("fork {number}"), &[&old])));
                 "forks the room"
             }
-            4 => {
+            4 | 11 => {
                 let event = self.forbidden(room, &entered, &old, chance);
                 self.known().forbidden.insert(id_of(&event, version));
                 events.push(event);
@@ -211,7 +211,7 @@ impl Liar {
                 events.push(event);
                 "names no authority"
             }
-            10 => {
+            10 | 12..15 => {
                 // The events that it names allow it, the state of the room does not.
                 let content = json!({ "membership": "leave" });
                 let kind = "m.room.member";
@@ -269,8 +269,9 @@ impl Liar {
                 ("m.room.member", Some(&*victim), content)
             }
             2 => {
-                let content = json!({ "topic": "mine" });
-                ("m.room.topic", Some(""), content)
+                // What no user makes cheap.
+                let content = json!({ "url": "mxc://liar/mine" });
+                ("m.room.avatar", Some(""), content)
             }
             3 => {
                 let content = json!({ "membership": "join" });

@@ -36,6 +36,8 @@ impl Trace {
     pub(crate) fn note(&self, step: impl Display) {
         let ms = self.clock.now_ms() - self.began_ms;
         let line = format!("{:>6}.{:03} {step}", ms / 1_000, ms % 1_000);
+        // Who wants to see it between what the servers log.
+        tracing::info!(target: "simulation", "{line}");
         self.told().steps.push(line);
     }
 

@@ -14,6 +14,12 @@ const VERSIONS: [&str; 3] = ["10", "11", "12"];
 /// The longest time between two things that a user does, in milliseconds.
 const PAUSE_MS_MAX: u64 = 40_000;
 
+/// How many of a hundred things that a user does are the last before their server crashes.
+const CRASHES_PERCENT: u64 = 7;
+
+/// For how long it is gone then at most, in milliseconds.
+const CRASHED_MS_MAX: u64 = 3_000;
+
 /// A room that users have heard of.
 #[derive(Clone, Debug)]
 pub(crate) struct Room {
@@ -78,6 +84,11 @@ pub(crate) async fn live(
         let pause_ms = chance.between(1, PAUSE_MS_MAX);
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
         act(&simulation, &user, &mut chance, number).await;
+        // At once: what has just been answered must be on the disk.
+        if chance.percent(CRASHES_PERCENT) {
+            let gone = Duration::from_millis(chance.between(1, CRASHED_MS_MAX));
+            simulation.crash(&user.host, gone).await;
+        }
     }
 }
 

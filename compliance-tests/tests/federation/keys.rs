@@ -446,6 +446,27 @@ async fn a_notary_is_believed_only_what_it_and_the_server_have_signed() {
     verify(&hs1, &event).await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_notary_that_tells_no_keys_either_is_not_waited_for() {
+    let network = Network::new();
+    let notaries = ["a", "b"];
+    let hs1 = network.server_with("hs1", |config| {
+        let notaries = notaries.map(|name| name.try_into().unwrap());
+        config.federation.trusted_notaries = notaries.to_vec();
+    });
+    let hs1 = hs1.await;
+    let events = notaries.map(|name| {
+        let server = network.stranger(name);
+        server.answer(Method::GET, KEYS, 500, json!({}));
+        serde_json::from_value(event(&server, network.now_ms())).unwrap()
+    });
+    let rules = rules();
+    let verified = peers::verify_events(&hs1.server().app, events.to_vec(), &rules);
+    let minute = std::time::Duration::from_mins(1);
+    let verified = tokio::time::timeout(minute, verified).await.unwrap();
+    assert!(verified.iter().all(Result::is_err));
+}
+
 #[tokio::test]
 async fn what_is_not_a_servers_own_word_is_no_key() {
     let network = Network::new();

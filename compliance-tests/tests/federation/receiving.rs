@@ -192,6 +192,126 @@ async fn what_is_missing_between_is_asked_for_again_where_only_some_of_it_is_tol
     }
 }
 
+#[tokio::test]
+async fn what_the_server_does_not_know_that_sent_the_newest_is_asked_of_others() {
+    let room = Room::new().await;
+    let hs2 = room.network.server("hs2").await;
+    let bob = hs2.register("bob").await;
+    let join = format!("/v3/join/{}?server_name=hs1", segment(&room.id));
+    bob.post(&join, json!({})).await.ok();
+    room.network.cut("hs1", "hs2");
+    let unheard = room.alice.say(&room.id, "unheard").await;
+    let upon = |prev: &str, depth: u64| {
+        let mut event = room.message("@mallory:evil", "upon that", &[prev]).1;
+        event["depth"] = json!(room.depth + depth);
+        let bare = event.as_object_mut().unwrap();
+        bare.remove("hashes");
+        bare.remove("signatures");
+        room.stranger.sign_event(event, &VERSION)
+    };
+    let (first, one) = upon(&unheard, 3);
+    let (second, two) = upon(&first, 4);
+    let path = format!("/_matrix/federation/v1/get_missing_events/{}", room.id);
+    let answer = json!({ "events": [one] });
+    room.stranger.answer(Method::POST, &path, 200, answer);
+    room.transact(vec![one]).await;
+    room.network.heal("hs1", "hs2");
+    let answer = room.stranger.transact(&hs2, vec![two], Vec::new()).await;
+    assert_eq!(answer.ok()["pdus"][&second], json!({}));
+    for id in [unheard, first, second] {
+        let path = format!("/v3/rooms/{}/event/{}", segment(&room.id), segment(&id));
+        bob.get(&path).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn what_is_missing_between_and_cannot_be_had_is_asked_for_once_more_later() {
+    let room = Room::new().await;
+    let (first, one) = room.message("@mallory:evil", "one", &[&room.joined]);
+    let (second, two) = room.message("@mallory:evil", "two", &[&first]);
+    let path = format!("/_matrix/federation/v1/get_missing_events/{}", room.id);
+    room.stranger
+        .answer(Method::POST, &path, 503, json!({ "errcode": "M_UNKNOWN" }));
+    let answer = room.transact(vec![two]).await;
+    assert!(answer["pdus"][&second]["error"].is_string(), "{answer}");
+    assert!(!room.sees(&second).await);
+    let answer = json!({ "events": [one] });
+    room.stranger.answer(Method::POST, &path, 200, answer);
+    room.network.pass_ms(30_000);
+    // Nothing that is built upon it.
+    let (_, other) = room.message("@mallory:evil", "other", &[&room.joined]);
+    room.transact(vec![other]).await;
+    while !room.sees(&second).await {
+        tokio::task::yield_now().await;
+    }
+    assert!(room.sees(&first).await);
+}
+
+#[tokio::test] // "Backfilling and retrieving missing events"
+async fn a_state_of_which_an_event_cannot_be_had_just_now_is_not_taken_for_whole() {
+    let room = Room::new().await;
+    let hs2 = room.network.server("hs2").await;
+    let bob = hs2.register("bob").await;
+    let join = format!("/v3/join/{}?server_name=hs1", segment(&room.id));
+    bob.post(&join, json!({})).await.ok();
+    // Somebody came before bob, of whom hs1 has not heard.
+    let of_kind = |kind: &str| {
+        let mut state = room.state.iter();
+        id_of(state.find(|event| event["type"] == kind).unwrap())
+    };
+    let (create, powers) = (of_kind("m.room.create"), of_kind("m.room.power_levels"));
+    let event = json!({
+        "type": "m.room.member", "room_id": room.id, "sender": "@eve:evil", "state_key": "@eve:evil",
+        "content": { "membership": "join" },
+        "origin_server_ts": 1_800_000_000_000_u64, "depth": room.depth,
+        "prev_events": [room.joined], "auth_events": [create, powers, of_kind("m.room.join_rules")],
+    });
+    let (came, coming) = room.stranger.sign_event(event, &VERSION);
+    let mut event = room.message("@mallory:evil", "before", &[&came]).1;
+    event["depth"] = json!(room.depth);
+    let (old, before) = room.stranger.sign_event(event, &VERSION);
+    let path = |what: &str| format!("/_matrix/federation/v1/{what}/{}", room.id);
+    let history = json!({ "events": [before] });
+    room.stranger
+        .answer(Method::POST, &path("get_missing_events"), 200, history);
+    let mut ids: Vec<String> = room.state.iter().map(id_of).collect();
+    ids.push(came.clone());
+    let state = json!({ "pdu_ids": ids, "auth_chain_ids": [] });
+    room.stranger
+        .answer(Method::GET, &path("state_ids"), 200, state);
+    let told = |event: &Value| json!({ "origin": "evil", "origin_server_ts": 1, "pdus": [event] });
+    let event = |id: &str| format!("/_matrix/federation/v1/event/{id}");
+    room.stranger
+        .answer(Method::GET, &event(&old), 200, told(&before));
+    room.stranger.answer(
+        Method::GET,
+        &event(&came),
+        503,
+        json!({ "errcode": "M_UNKNOWN" }),
+    );
+    let (id, upon) = room.message("@mallory:evil", "upon that", &[&old]);
+    let transact = async |event: &Value| {
+        let answer = room
+            .stranger
+            .transact(&hs2, vec![event.clone()], Vec::new());
+        answer.await.ok()
+    };
+    let answer = transact(&upon).await;
+    assert!(answer["pdus"][&id]["error"].is_string(), "{answer}");
+    room.stranger
+        .answer(Method::GET, &event(&came), 200, told(&coming));
+    let answer = transact(&upon).await;
+    assert_eq!(answer["pdus"][&id], json!({}));
+    // Who came is there.
+    let mut event = room.message("@eve:evil", "hello", &[&id]).1;
+    event["auth_events"] = json!([create, powers, came]);
+    let (id, hello) = room.stranger.sign_event(event, &VERSION);
+    let answer = transact(&hello).await;
+    assert_eq!(answer["pdus"][&id], json!({}));
+    let path = format!("/v3/rooms/{}/event/{}", segment(&room.id), segment(&id));
+    assert_eq!(bob.get(&path).await.ok()["content"]["body"], "hello");
+}
+
 #[tokio::test] // "Backfilling and retrieving missing events"
 async fn what_is_older_than_the_join_of_this_server_is_no_news_and_does_no_harm() {
     let room = Room::new().await;

@@ -1,7 +1,7 @@
 //! About which servers something is being found out just now, so that nobody is asked twice at once.
 //!
 //! A [`Flight`] is taken for several servers together and given up one by one. Who finds one taken waits for it with
-//! [`Flights::landed`], and only after its own are over: so nobody waits in a circle.
+//! [`Flights::landed`], and only after its own are over, or not for long: so nobody waits in a circle for ever.
 
 use std::{
     collections::BTreeMap,

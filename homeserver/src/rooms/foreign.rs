@@ -21,44 +21,55 @@ use crate::{
     server::App,
 };
 
-/// The events of an answer that pass checks 1 to 3 and belong to the room; others are left out.
-///
-/// # Errors
-/// Never for a bad event, which is noted in the log.
+/// The events of an answer that pass checks 1 to 3 and belong to the room; others are left out, and noted in the log.
 pub async fn checked(
     app: &App,
     room_id: &RoomId,
     rules: &RoomVersionRules,
     raw: &[Box<RawValue>],
 ) -> Vec<Arc<Pdu>> {
+    let each = each_checked(app, room_id, rules, raw).await;
+    each.into_iter().flatten().collect()
+}
+
+/// Each of these events that passes checks 1 to 3 and belongs to the room, in their order.
+///
+/// What is wrong with an event is noted in the log: 502 when it could not be checked for want of a key, which may be
+/// had later; anything else stays as it is.
+pub async fn each_checked(
+    app: &App,
+    room_id: &RoomId,
+    rules: &RoomVersionRules,
+    raw: &[Box<RawValue>],
+) -> Vec<ApiResult<Arc<Pdu>>> {
     let mut objects = Vec::with_capacity(raw.len());
-    for raw in raw {
-        match serde_json::from_str::<CanonicalJsonObject>(raw.get()) {
-            Ok(object) => objects.push(object),
-            Err(error) => {
-                tracing::info!(%room_id, %error, "an event is dropped: not canonical JSON");
-            }
-        }
-    }
+    let are_canonical: Vec<bool> = raw
+        .iter()
+        .map(|raw| {
+            let object = serde_json::from_str::<CanonicalJsonObject>(raw.get()).ok();
+            let is_canonical = object.is_some();
+            objects.extend(object);
+            is_canonical
+        })
+        .collect();
     let verified = peers::verify_events(app, objects, rules).await;
-    let pdus = verified.into_iter().map(|object| {
-        let object = object?;
-        Pdu::from_canonical(&object, rules)
-            .map_err(|malformed| ApiError::invalid_param(malformed.to_string()))
-    });
-    let mut good = Vec::new();
-    for pdu in pdus {
-        match pdu {
-            Ok(pdu) if pdu.room_id() == room_id => good.push(Arc::new(pdu)),
-            Ok(pdu) => {
-                tracing::info!(%room_id, event = %pdu.event_id(), "an event is dropped: of another room");
-            }
-            Err(error) => {
-                tracing::info!(%room_id, reason = %error.message, "an event is dropped");
-            }
+    let mut verified = verified.into_iter();
+    let pdus = are_canonical.into_iter().map(|is_canonical| {
+        let verified = is_canonical.then(|| verified.next()).flatten();
+        let verified = verified.ok_or_else(|| ApiError::invalid_param("not canonical JSON"))?;
+        let pdu = Pdu::from_canonical(&verified?, rules)
+            .map_err(|malformed| ApiError::invalid_param(malformed.to_string()))?;
+        if pdu.room_id() != room_id {
+            return Err(ApiError::invalid_param("it is of another room"));
         }
-    }
-    good
+        Ok(Arc::new(pdu))
+    });
+    let noted = pdus.inspect(|pdu| {
+        if let Err(error) = pdu {
+            tracing::info!(%room_id, reason = %error.message, "an event is dropped");
+        }
+    });
+    noted.collect()
 }
 
 /// The events, each behind those of its `auth_events` that are among them. Duplicates go.

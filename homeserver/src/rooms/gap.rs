@@ -3,7 +3,8 @@
 //! Events between what is known and the new one come by `get_missing_events`; an event whose server does not tell what
 //! it is built upon is dropped. Where those end in a gap still, the states after what the oldest are built upon are
 //! asked for; what these are themselves is history then, and gets no place. Everything is asked of the server that
-//! sent the event.
+//! sent the event; what was there before it came itself, of some others. What cannot be had may be had [later](super::later): nothing is passed over or left out of a state
+//! before that was tried some times.
 //! Spec: server-server API, "Backfilling and retrieving missing events", "Retrieving events".
 
 use std::{
@@ -13,19 +14,22 @@ use std::{
 
 use federation::{event::Pdu, room::StateMap};
 use futures_util::{StreamExt as _, stream};
+use http::StatusCode;
 use ruma::{
-    CanonicalJsonObject, EventId, OwnedEventId, UInt,
+    CanonicalJsonObject, EventId, OwnedEventId, OwnedServerName, ServerName, UInt,
     api::federation::{
         authorization::get_event_authorization,
         event::{get_event, get_missing_events, get_room_state, get_room_state_ids},
     },
 };
 use serde_json::value::RawValue;
+use store::rooms::RoomView;
 
 use super::{
     accept::{Missing, StatesAfter},
     foreign,
     receive::Receiving,
+    served,
 };
 use crate::{
     error::{ApiError, ApiResult},
@@ -37,6 +41,9 @@ const MISSING_EVENTS_MAX: u32 = 50;
 
 /// How often they are asked for: other servers tell 20 at a time.
 const ROUNDS_MAX: usize = 10;
+
+/// How many servers are asked for them that have not sent the event, once for all that comes at a time.
+const OTHERS_MAX: usize = 2;
 
 /// Before how many events at a time.
 const LATEST_MAX: usize = 20;
@@ -121,8 +128,11 @@ impl Filling<'_, '_> {
         let entered = view.head.entered_depth;
         let mut events: BTreeMap<OwnedEventId, Arc<Pdu>> = BTreeMap::new();
         let mut latest = vec![pdu.event_id().to_owned()];
+        let mut server = self.receiving.origin.clone();
+        let mut others: Option<Vec<OwnedServerName>> = None;
         for _ in 0..ROUNDS_MAX {
-            let told = self.before(&view.head.extremities, latest).await?;
+            let told = self.before(&server, &view.head.extremities, latest);
+            let told = told.await?;
             let count = events.len();
             events.extend(
                 told.into_iter()
@@ -138,8 +148,17 @@ impl Filling<'_, '_> {
                     }
                 }
             }
-            if events.len() == count || latest.is_empty() || latest.len() > LATEST_MAX {
+            if latest.is_empty() || latest.len() > LATEST_MAX {
                 break;
+            }
+            if events.len() == count {
+                // What was before the server itself came, others may know.
+                let left = match &mut others {
+                    Some(left) => left,
+                    None => others.insert(self.others(&view)?),
+                };
+                let Some(other) = left.pop() else { break };
+                server = other;
             }
         }
         let mut events: Vec<Arc<Pdu>> = events.into_values().collect();
@@ -157,9 +176,24 @@ impl Filling<'_, '_> {
         Ok(history)
     }
 
-    /// What comes before some events, as the server tells it: some of it.
+    /// Other servers to ask what is between, the best last; none when some were asked before.
+    fn others(&mut self, view: &RoomView) -> ApiResult<Vec<OwnedServerName>> {
+        let receiving = &mut *self.receiving;
+        if std::mem::replace(&mut receiving.asked_others, true) {
+            return Ok(Vec::new());
+        }
+        let (own, origin) = (receiving.app.server_name(), &receiving.origin);
+        let residents = served::residents(receiving.app, view)?.into_iter();
+        let others = residents.filter(|server| server != own && server != origin);
+        let mut others: Vec<OwnedServerName> = others.take(OTHERS_MAX).collect();
+        others.reverse();
+        Ok(others)
+    }
+
+    /// What comes before some events, as a server tells it: some of it.
     async fn before(
         &self,
+        server: &ServerName,
         earliest: &[OwnedEventId],
         latest: Vec<OwnedEventId>,
     ) -> ApiResult<Vec<Arc<Pdu>>> {
@@ -168,12 +202,15 @@ impl Filling<'_, '_> {
         let mut request = get_missing_events::v1::Request::new(room_id, earliest.to_vec(), latest);
         request.limit = UInt::from(MISSING_EVENTS_MAX);
         // Without the least depth that is wanted: what an event is built upon is to be told even where it is history.
-        let answer = peers::ask(receiving.app, &receiving.origin, request).await;
+        let answer = peers::ask(receiving.app, server, request).await;
         let mut raw = match answer {
             Ok(answer) => answer.events,
             Err(error) => {
                 tracing::info!(%error, "missing events could not be had");
-                return Ok(Vec::new());
+                if server != receiving.origin {
+                    return Ok(Vec::new());
+                }
+                return self.resigned(unobtainable("what was before it"), Vec::new());
             }
         };
         raw.truncate(MISSING_EVENTS_MAX as usize);
@@ -228,23 +265,35 @@ impl Filling<'_, '_> {
         foreign::checked(receiving.app, receiving.room_id, receiving.rules, raw).await
     }
 
-    /// One event, by its ID.
+    /// Goes on with what there is, if it was tried often enough to have it all.
+    fn resigned<T>(&self, error: ApiError, without: T) -> ApiResult<T> {
+        if self.receiving.tries.are_many() && is_unobtainable(&error) {
+            Ok(without)
+        } else {
+            Err(error)
+        }
+    }
+
+    /// One event, by its ID; `None` when the server has something else under it, or what cannot be an event.
     async fn event(&self, id: &EventId) -> ApiResult<Option<Arc<Pdu>>> {
         let receiving = &*self.receiving;
-        if let Some(pdu) = receiving.app.store.pdu(id)? {
+        let (app, room_id, rules) = (receiving.app, receiving.room_id, receiving.rules);
+        if let Some(pdu) = app.store.pdu(id)? {
             return Ok(Some(pdu));
         }
         let request = get_event::v1::Request::new(id.to_owned());
-        match peers::ask(receiving.app, &receiving.origin, request).await {
-            Ok(answer) => {
-                let mut events = self.checked(&[answer.pdu]).await;
-                events.retain(|pdu| pdu.event_id() == id);
-                Ok(events.pop())
-            }
-            Err(error) => {
-                tracing::info!(event = %id, %error, "an event could not be had");
-                Ok(None)
-            }
+        let answer = peers::ask(app, &receiving.origin, request).await;
+        let answer = answer.map_err(|error| {
+            tracing::info!(event = %id, %error, "an event could not be had");
+            unobtainable("an event of the state before it")
+        })?;
+        match foreign::each_checked(app, room_id, rules, &[answer.pdu])
+            .await
+            .pop()
+        {
+            Some(Ok(pdu)) if pdu.event_id() == id => Ok(Some(pdu)),
+            Some(Err(error)) if is_unobtainable(&error) => Err(error),
+            _ => Ok(None),
         }
     }
 
@@ -286,19 +335,28 @@ impl Filling<'_, '_> {
                 unknown.insert(id.clone());
             }
         }
-        if !unknown.is_empty() {
-            let events = if unknown.len() > SINGLE_EVENTS_MAX {
-                self.whole_state(id).await?
-            } else {
-                self.single_events(&unknown).await?
-            };
+        let obtained = if unknown.len() > SINGLE_EVENTS_MAX {
+            self.whole_state(id).await?
+        } else {
+            self.single_events(&unknown).await
+        };
+        // What was had need not be had again, whatever became of the rest.
+        let (mut events, mut whole) = (Vec::new(), Ok(()));
+        for event in obtained {
+            match event {
+                Ok(event) => events.extend(event),
+                Err(error) => whole = Err(error),
+            }
+        }
+        if !events.is_empty() {
             self.receiving.keep(events).await?;
             self.receiving.flushed().await?;
         }
+        whole.or_else(|error| self.resigned(error, ()))?;
         self.state_of(&answer.pdu_ids)
     }
 
-    async fn whole_state(&self, id: &EventId) -> ApiResult<Vec<Arc<Pdu>>> {
+    async fn whole_state(&self, id: &EventId) -> ApiResult<Vec<ApiResult<Option<Arc<Pdu>>>>> {
         let receiving = &*self.receiving;
         let room_id = receiving.room_id.to_owned();
         let request = get_room_state::v1::Request::new(id.to_owned(), room_id);
@@ -307,22 +365,28 @@ impl Filling<'_, '_> {
             tracing::info!(event = %id, %error, "a state could not be had");
             unobtainable("the state before it")
         })?;
-        let mut events = self.checked(&answer.auth_chain).await;
-        events.extend(self.checked(&answer.pdus).await);
-        Ok(events)
+        let (app, room_id, rules) = (receiving.app, receiving.room_id, receiving.rules);
+        let mut events = foreign::each_checked(app, room_id, rules, &answer.auth_chain).await;
+        events.extend(foreign::each_checked(app, room_id, rules, &answer.pdus).await);
+        let events = events.into_iter().map(|event| match event {
+            Err(error) if !is_unobtainable(&error) => Ok(None),
+            event => event.map(Some),
+        });
+        Ok(events.collect())
     }
 
-    async fn single_events(&self, ids: &BTreeSet<OwnedEventId>) -> ApiResult<Vec<Arc<Pdu>>> {
+    async fn single_events(
+        &self,
+        ids: &BTreeSet<OwnedEventId>,
+    ) -> Vec<ApiResult<Option<Arc<Pdu>>>> {
         let fetches = ids
             .clone()
             .into_iter()
             .map(|id| async move { self.event(&id).await });
-        let fetched: Vec<_> = stream::iter(fetches)
+        stream::iter(fetches)
             .buffered(EVENTS_AT_ONCE)
             .collect()
-            .await;
-        let fetched: ApiResult<Vec<_>> = fetched.into_iter().collect();
-        Ok(fetched?.into_iter().flatten().collect())
+            .await
     }
 
     /// The state that these events make; those that are not known, or rejected, are not in it.
@@ -346,6 +410,11 @@ impl Filling<'_, '_> {
         }
         Ok(state)
     }
+}
+
+/// Whether it may be had another time.
+fn is_unobtainable(error: &ApiError) -> bool {
+    error.status == StatusCode::BAD_GATEWAY
 }
 
 fn unobtainable(what: &str) -> ApiError {

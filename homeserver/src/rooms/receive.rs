@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use federation::event::Pdu;
 use futures_util::{StreamExt as _, stream};
+use http::StatusCode;
 use ruma::{
     OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName,
     events::room::member::MembershipState, room_version_rules::RoomVersionRules,
@@ -23,11 +24,15 @@ use store::{
 use super::{
     accept::{Missing, Outcome, StatesAfter},
     acl, foreign, gap,
+    later::Tries,
     members::MemberContent,
     outside, policy,
     turn::rules_of,
 };
-use crate::{error::ApiResult, server::App};
+use crate::{
+    error::{ApiError, ApiResult},
+    server::App,
+};
 
 /// In how many rooms events of one transaction are received at once.
 const ROOMS_AT_ONCE: usize = 8;
@@ -52,13 +57,7 @@ pub async fn receive(app: &App, origin: &ServerName, raw: Vec<Box<RawValue>>) ->
         }
     }
     let rooms = by_room.into_iter().map(|(room_id, raw)| async move {
-        match in_room(app, origin, &room_id, &raw).await {
-            Ok(results) => results,
-            Err(error) => {
-                tracing::warn!(%origin, %room_id, reason = %error.message, "events were not received");
-                Results::new()
-            }
-        }
+        in_room(app, origin, &room_id, &raw, Tries::default()).await
     });
     let results = stream::iter(rooms).buffer_unordered(ROOMS_AT_ONCE);
     results
@@ -67,6 +66,17 @@ pub async fn receive(app: &App, origin: &ServerName, raw: Vec<Box<RawValue>>) ->
             all
         })
         .await
+}
+
+/// Receives an event once more that could not be placed before.
+pub async fn again(
+    app: &App,
+    origin: &ServerName,
+    room_id: &RoomId,
+    raw: Box<RawValue>,
+    tries: Tries,
+) {
+    in_room(app, origin, room_id, &[raw], tries).await;
 }
 
 /// Whether a user of this server is joined.
@@ -93,6 +103,23 @@ async fn in_room(
     origin: &ServerName,
     room_id: &RoomId,
     raw: &[Box<RawValue>],
+    tries: Tries,
+) -> Results {
+    match received(app, origin, room_id, raw, tries).await {
+        Ok(results) => results,
+        Err(error) => {
+            tracing::warn!(%origin, %room_id, reason = %error.message, "events were not received");
+            Results::new()
+        }
+    }
+}
+
+async fn received(
+    app: &App,
+    origin: &ServerName,
+    room_id: &RoomId,
+    raw: &[Box<RawValue>],
+    tries: Tries,
 ) -> ApiResult<Results> {
     let mut results = Results::new();
     let Some(room) = app.store.find_room(room_id)? else {
@@ -107,21 +134,31 @@ async fn in_room(
         take_back(app, room, room_id, raw).await?;
         return Ok(results);
     };
-    let pdus = foreign::checked(app, room_id, view.rules, raw).await;
+    let checked = foreign::each_checked(app, room_id, view.rules, raw).await;
     let mut receiving = Receiving::new(app, origin, room, room_id, view.rules);
-    for pdu in pdus {
-        let id = pdu.event_id().to_owned();
-        let result = if acl::allows(app, room, origin)? {
-            receiving.take(&pdu).await.map_err(|error| {
-                tracing::info!(%origin, event = %id, reason = %error.message, "an event is dropped");
-                error.message.into_owned()
-            })
-        } else {
-            Err("the room's server ACL shuts this server out".to_owned())
+    receiving.tries = tries;
+    for (raw, checked) in raw.iter().zip(checked) {
+        let id = checked.as_ref().ok().map(|pdu| pdu.event_id().to_owned());
+        let taken = match checked {
+            Ok(_) if !acl::allows(app, room, origin)? => Err(ApiError::forbidden(
+                "the room's server ACL shuts this server out",
+            )),
+            Ok(pdu) => receiving.take(&pdu).await,
+            Err(error) => Err(error),
         };
-        results.insert(id, result);
+        let result = taken.map_err(|error| {
+            if error.status == StatusCode::BAD_GATEWAY {
+                app.rooms.later.wait(app, room_id, origin, raw, tries);
+            }
+            error.message.into_owned()
+        });
+        if let (Some(id), Err(reason)) = (&id, &result) {
+            tracing::info!(%origin, event = %id, reason, "an event is dropped");
+        }
+        results.extend(id.map(|id| (id, result)));
     }
     receiving.flushed().await?;
+    app.rooms.later.look();
     Ok(results)
 }
 
@@ -175,6 +212,10 @@ pub struct Receiving<'a> {
     pub(super) room: RoomNum,
     pub(super) room_id: &'a RoomId,
     pub(super) rules: &'static RoomVersionRules,
+    /// How often they were tried before.
+    pub(super) tries: Tries,
+    /// Whether others than the origin were asked for what is missing.
+    pub(super) asked_others: bool,
     pending: Vec<Pending>,
 }
 
@@ -193,6 +234,8 @@ impl<'a> Receiving<'a> {
             room,
             room_id,
             rules,
+            tries: Tries::default(),
+            asked_others: false,
             pending: Vec::new(),
         }
     }
@@ -200,7 +243,7 @@ impl<'a> Receiving<'a> {
     /// Receives an event that passed checks 1 to 3, and what it needs.
     ///
     /// # Errors
-    /// When what it needs cannot be had: it is dropped then.
+    /// 502 when what it needs cannot be had: it is dropped then.
     pub async fn take(&mut self, pdu: &Arc<Pdu>) -> ApiResult<()> {
         match self.place(pdu, &StatesAfter::new()).await? {
             None => Ok(()),

@@ -32,6 +32,7 @@ use store::{
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
+    later::Later,
     policy,
     steps::{Place, Step, state_after},
 };
@@ -60,6 +61,8 @@ pub struct Rooms {
     receiving: Mutex<BTreeMap<RoomNum, Arc<tokio::sync::Mutex<()>>>>,
     /// A user of this server who was joined to the room when somebody asked last.
     pub(super) residents: quick_cache::sync::Cache<RoomNum, UserNum>,
+    /// What other servers sent and is tried again.
+    pub(super) later: Later,
 }
 
 /// What the next turn of a room begins with.
@@ -98,6 +101,7 @@ impl Rooms {
             slots: Mutex::default(),
             receiving: Mutex::default(),
             residents: quick_cache::sync::Cache::new(RESIDENTS_CACHED_MAX),
+            later: Later::default(),
         }
     }
 

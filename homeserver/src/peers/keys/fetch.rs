@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     super::{
+        PeerError,
         flights::Flight,
         request::{Limits, plain, send},
     },
@@ -22,6 +23,13 @@ use crate::server::App;
 
 /// How long a server may take to say what its keys are.
 const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How often a server is asked in a row whose answer is lost: without its keys, what it signed is left out.
+const TRIES_MAX: u32 = 3;
+
+/// For how long after the first request a lost one is sent again: who lets others wait for an answer that does not come
+/// is not waited for twice.
+const AGAIN_MAX: Duration = Duration::from_secs(5);
 
 /// How many servers are asked at once for one purpose.
 const AT_ONCE_MAX: usize = 128;
@@ -93,16 +101,24 @@ impl Keys {
     }
 
     async fn ask_itself(&self, app: &App, server: &ServerName) {
-        let request = plain(Method::GET, "/_matrix/key/v2/server", None);
         let limits = Limits {
             timeout: TIMEOUT,
             bytes_max: ANSWER_BYTES_MAX,
         };
-        let answer = match send(app, server, request, Some(limits), false).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                tracing::debug!(%error, "a server does not tell its keys");
-                return;
+        let until = app.clock.instant() + AGAIN_MAX;
+        let mut tries = 1;
+        let answer = loop {
+            let request = plain(Method::GET, "/_matrix/key/v2/server", None);
+            match send(app, server, request, Some(limits), false).await {
+                Ok(answer) => break answer,
+                Err(error) => {
+                    tracing::debug!(%error, tries, "a server does not tell its keys");
+                    let soon = app.clock.instant() < until && tries < TRIES_MAX;
+                    if !soon || !matches!(error, PeerError::Unreachable { .. }) {
+                        return;
+                    }
+                    tries += 1;
+                }
             }
         };
         match Published::check(server, answer.body(), app.clock.now_ms()) {
@@ -127,8 +143,11 @@ impl Keys {
         needs: &BTreeMap<OwnedServerName, Need>,
         mut left: Vec<Flight>,
     ) -> Vec<Flight> {
-        // It cannot vouch for itself.
-        if left.iter().all(|flight| flight.server == notary) || notary == app.server_name() {
+        // It cannot vouch for itself, and whom nobody has the keys of vouches for nothing.
+        if left.is_empty()
+            || left.iter().any(|flight| flight.server == notary)
+            || notary == app.server_name()
+        {
             return left;
         }
         let Some(notary_keys) = self.keys_of_notary(app, notary).await else {
@@ -190,7 +209,11 @@ impl Keys {
         }
         let known = self.known(app, notary).ok().flatten();
         match self.flights.take(notary) {
-            None => self.flights.landed(notary).await,
+            // Whoever has it may wait for one that is taken here: not for ever, then.
+            None => {
+                let landed = self.flights.landed(notary);
+                drop(tokio::time::timeout(TIMEOUT, landed).await);
+            }
             Some(flight) => {
                 if self.may_ask(notary, known.as_deref(), now_ms, Hurry::Alive) {
                     self.ask_itself(app, notary).await;

@@ -16,7 +16,8 @@ use crate::{
 /// redacted, when its content is not the one that was signed.
 ///
 /// # Errors
-/// `M_INVALID_PARAM`, when it is not an event, or not signed by all who must sign it.
+/// `M_INVALID_PARAM`, when it is not an event, or not signed by all who must sign it; 502, when a key could not be had
+/// that would show it.
 pub async fn verify_event(
     app: &App,
     object: &CanonicalJsonObject,
@@ -79,7 +80,7 @@ pub async fn verify_events(
                     .collect();
                 if fitting.is_empty() {
                     let text = format!("no key of `{server}` counts for the event");
-                    return Err(ApiError::invalid_param(text));
+                    return Err(ApiError::bad_gateway(text));
                 }
                 keys.insert(server, fitting);
             }
