@@ -3,8 +3,8 @@
 //! Events between what is known and the new one come by `get_missing_events`; an event whose server does not tell what
 //! it is built upon is dropped. Where those end in a gap still, the states after what the oldest are built upon are
 //! asked for; what these are themselves is history then, and gets no place. Everything is asked of the server that
-//! sent the event; what was there before it came itself, of some others. What cannot be had may be had [later](super::later): nothing is passed over or left out of a state
-//! before that was tried some times.
+//! sent the event; what was there before it came itself, of some others. What cannot be had may be had
+//! [later](super::later): nothing is passed over or left out of a state before that was tried some times.
 //! Spec: server-server API, "Backfilling and retrieving missing events", "Retrieving events".
 
 use std::{
