@@ -60,6 +60,9 @@ struct Step {
 struct Resolution {
     of: Vec<OwnedEventId>,
     state: Entries,
+    /// How long it took Synapse, in milliseconds, if that was measured; it is measured here as often then.
+    #[serde(default)]
+    took_ms: Vec<f64>,
 }
 
 /// Type, state key and event of each entry of a state.
@@ -115,7 +118,32 @@ impl Replay {
         for resolution in &dag.resolutions {
             let resolved = self.resolve(&resolution.of)?;
             self.compare_states(&resolution.of, &resolved, &resolution.state)?;
+            if !resolution.took_ms.is_empty() {
+                self.compare_times(resolution)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Tells how long a resolution takes, beside the time that it took Synapse.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the time is what is measured, and nothing depends on it"
+    )]
+    fn compare_times(&self, resolution: &Resolution) -> Result<(), Difference> {
+        let mut ours = Vec::new();
+        for _ in &resolution.took_ms {
+            let begun = std::time::Instant::now();
+            self.resolve(&resolution.of)?;
+            ours.push(begun.elapsed().as_secs_f64() * 1_000.0);
+        }
+        let (ours, theirs) = (median(ours), median(resolution.took_ms.clone()));
+        eprintln!(
+            "a state of {} entries from those after {} events: here {ours:.1} ms, Synapse {theirs:.1} ms, {:.1} times as long",
+            resolution.state.len(),
+            resolution.of.len(),
+            theirs / ours
+        );
         Ok(())
     }
 
@@ -262,6 +290,14 @@ impl Replay {
             lines
         })
     }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values
+        .get(values.len() / 2)
+        .copied()
+        .expect("there is a value")
 }
 
 /// An event on one line.
